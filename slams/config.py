@@ -1,0 +1,75 @@
+"""Typed configuration: a dataclass, one YAML file, `key.path=value` words, and nothing else.
+
+This is the only file that sees omegaconf. What comes out is the plain frozen dataclass, checked by its own
+`__post_init__`; what is wrong comes out as a `ConfigError` whose message is one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration, said in one sentence."""
+
+
+def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Merge a YAML file and override words into a schema.
+
+    Arguments:
+        schema: a frozen dataclass; fields without default must be given.
+        path: the YAML file.
+        overrides: words of the form ``section.key=value``; the value is read as YAML.
+
+    Returns:
+        An instance of ``schema``.
+
+    Raises:
+        ConfigError: file missing or not YAML, unknown key, wrong type, missing or refused value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path}: no such file")
+    for word in overrides:
+        if "=" not in word:
+            raise ConfigError(f"override {word!r}: a word of the form key.path=value is needed")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        )
+        return cast(T, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """First line of an error, with omegaconf's field name added where it has one."""
+    text = str(error).strip().split("\n")[0]
+    key = getattr(error, "full_key", None)
+    return f"{key}: {text}" if key and str(key) not in text else text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values, to be stored beside what it made."""
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def to_yaml(config: Any) -> str:
+    """A dataclass as YAML text, for people."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def digest(config: Any) -> str:
+    """Fingerprint of a resolved configuration, so that a finished result can tell what made it."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]

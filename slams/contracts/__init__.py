@@ -1,0 +1,1 @@
+"""The on-disk formats, the only things that pass between the jobs (docs/formats.md)."""

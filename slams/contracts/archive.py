@@ -1,0 +1,219 @@
+"""Archive: daily fields of every modality on one grid, Zarr v3 with CF metadata, in physical units.
+
+One array a modality, (time, [level,] latitude, longitude) float32, NaN where missing; `time` is the valid
+day (UTC); `run` numbers the continuous simulations or records, so that no window crosses from one to the
+next. Chunks carry a CRC32C. Group attributes hold the specification, the years of each split, the missing
+days and the provenance; ``statistics.safetensors`` beside the arrays holds the train-year statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from slams.contracts.envelope import ContractError, check_header, header, sha256
+from slams.spec import Modality, StateSpec
+from slams.statistics import Statistics
+
+FORMAT, VERSION = "slams-archive", 1
+EPOCH = np.datetime64("1900-01-01", "D")
+CHUNK_BYTES = 4 * 2**20
+Years = tuple[int, int]
+
+
+def codecs() -> tuple[BloscCodec, Crc32cCodec]:
+    """Lossless, and any flipped bit is found on reading."""
+    return BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"), Crc32cCodec()
+
+
+def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
+    """A one-dimensional CF coordinate in one chunk."""
+    array = group.create_array(
+        name, shape=values.shape, dtype=values.dtype, chunks=values.shape, dimension_names=[name]
+    )
+    array[:] = values
+    array.attrs.update(attributes)
+
+
+def write_axes(group: zarr.Group, time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> None:
+    """The CF coordinates that every gridded contract shares."""
+    days = (np.asarray(time, "datetime64[D]") - EPOCH).astype(np.int64)
+    when = {"standard_name": "time", "units": f"days since {EPOCH}", "calendar": "proleptic_gregorian", "axis": "T"}
+    write_coordinate(group, "time", days, when | {"long_name": "valid day (UTC)"})
+    north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
+    write_coordinate(group, "latitude", np.asarray(latitude, np.float64), north)
+    east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
+    write_coordinate(group, "longitude", np.asarray(longitude, np.float64), east)
+
+
+def write_levels(group: zarr.Group, spec: StateSpec) -> None:
+    """The pressure axis, where a modality has one. All modalities with levels share it."""
+    levels = {m.level_hpa for m in spec.modalities if m.level_hpa}
+    if len(levels) > 1:
+        raise ContractError(f"modalities: levels {sorted(levels)} differ; one pressure axis is allowed")
+    for level_hpa in levels:
+        attributes = {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"}
+        write_coordinate(group, "level", np.asarray(level_hpa, np.int32), attributes)
+
+
+def read_time(group: zarr.Group) -> np.ndarray:
+    """Valid days as datetime64[D]."""
+    return EPOCH + np.asarray(group["time"][:]).astype("timedelta64[D]")
+
+
+def dimensions(modality: Modality) -> tuple[str, ...]:
+    """Names of the dimensions of a modality's field at one time."""
+    return ("level", "latitude", "longitude") if modality.level_hpa else ("latitude", "longitude")
+
+
+def field_shape(modality: Modality, shape_HW: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of a modality's field at one time on a grid of that shape."""
+    return (len(modality.level_hpa), *shape_HW) if modality.level_hpa else shape_HW
+
+
+def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, attributes: dict[str, Any]) -> zarr.Group:
+    """An archive with axes and empty fields, to be filled by `write_block`.
+
+    Arguments:
+        folder: where, usually a folder written aside.
+        time: every day of the period, datetime64[D], (T,).
+        run: number of the continuous run of each day, (T,).
+        attributes: ``config``, ``splits`` {name: [first, last year]}, ``missing_days`` {modality: [day]}.
+    """
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    config = attributes.pop("config")
+    group.attrs.update(header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()} | attributes)
+    write_axes(group, time, spec.grid.latitude, spec.grid.longitude)
+    write_levels(group, spec)
+    numbers = group.create_array("run", shape=run.shape, dtype="int32", chunks=run.shape, dimension_names=["time"])
+    numbers[:] = run
+    numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
+    for modality in spec.modalities:
+        _create_field(group, modality, spec, len(time))
+    return group
+
+
+def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time: int) -> None:
+    shape = field_shape(modality, spec.grid.shape)
+    days = max(1, min(n_time, CHUNK_BYTES // (4 * int(np.prod(shape)))))
+    array = group.create_array(
+        modality.name,
+        shape=(n_time, *shape),
+        chunks=(days, *shape),
+        dtype="float32",
+        fill_value=np.nan,
+        compressors=codecs(),
+        dimension_names=["time", *dimensions(modality)],
+    )
+    array.attrs.update(
+        {"standard_name": modality.standard_name, "units": modality.units, "cell_methods": "time: mean area: mean"}
+    )
+
+
+def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) -> None:
+    """Fill consecutive days of one modality, values (days, [level,] latitude, longitude)."""
+    group[name][start : start + len(values)] = values
+
+
+def finish(folder: Path, statistics: Statistics) -> None:
+    """Add the statistics and their checksum, then consolidate the metadata."""
+    statistics.save(folder / "statistics.safetensors")
+    group = zarr.open_group(folder, mode="a")
+    group.attrs["statistics_sha256"] = sha256(folder / "statistics.safetensors")
+    zarr.consolidate_metadata(folder)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An opened archive; `read` returns the days asked for, in channel order."""
+
+    path: Path
+    spec: StateSpec
+    time: np.ndarray
+    run: np.ndarray
+    splits: dict[str, Years]
+    attributes: dict[str, Any]
+
+    def read(self, where: slice | np.ndarray) -> np.ndarray:
+        """Fields x_LCHW of those days in physical units, NaN where missing."""
+        group = zarr.open_group(self.path, mode="r")
+        parts = []
+        for modality in self.spec.modalities:
+            array = group[modality.name]
+            values = array[where] if isinstance(where, slice) else array.oindex[where]
+            parts.append(np.asarray(values).reshape(len(values), modality.n_channels, *self.spec.grid.shape))
+        return np.concatenate(parts, axis=1)
+
+    def blocks(self, where: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
+        """Indices in blocks, so that nothing is loaded whole."""
+        yield from (where[i : i + size] for i in range(0, len(where), size))
+
+    def statistics(self) -> Statistics:
+        """The train-year statistics.
+
+        Raises:
+            ContractError: missing, or not those the archive was closed with.
+        """
+        return read_statistics(self.path, self.attributes.get("statistics_sha256"))
+
+    def days(self, split: str) -> np.ndarray:
+        """Indices of the days of a split.
+
+        Raises:
+            ContractError: the archive has no such split.
+        """
+        if split not in self.splits:
+            raise ContractError(f"{self.path}: has no split {split!r}; it has {', '.join(self.splits)}")
+        first, last = self.splits[split]
+        year = self.time.astype("datetime64[Y]").astype(int) + 1970
+        return np.flatnonzero((year >= first) & (year <= last))
+
+    def index_of(self, days: Iterable[np.datetime64]) -> np.ndarray:
+        """Positions of those days.
+
+        Raises:
+            ContractError: a day outside the archive, named.
+        """
+        wanted = np.asarray(list(days), "datetime64[D]")
+        where = (wanted - self.time[0]).astype(int)
+        outside = wanted[(where < 0) | (where >= len(self.time))]
+        if len(outside):
+            raise ContractError(f"{self.path}: {outside[0]} is outside {self.time[0]} to {self.time[-1]}")
+        return where
+
+
+def read_statistics(folder: Path, checksum: str | None) -> Statistics:
+    """Statistics beside a contract, verified.
+
+    Raises:
+        ContractError: the file is missing or its checksum is another.
+    """
+    path = folder / "statistics.safetensors"
+    if not path.is_file():
+        raise ContractError(f"{path}: no such file; the statistics are missing")
+    if sha256(path) != checksum:
+        raise ContractError(f"{path}: the checksum does not match; the file was changed or damaged")
+    return Statistics.load(path)
+
+
+def open_archive(path: str | Path) -> Archive:
+    """Open an archive.
+
+    Raises:
+        ContractError: nothing there, another format or a newer version.
+    """
+    path = Path(path)
+    if not (path / "zarr.json").is_file():
+        raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
+    group = zarr.open_group(path, mode="r")
+    attributes = dict(group.attrs)
+    check_header(attributes, FORMAT, VERSION, path)
+    splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
+    run = np.asarray(group["run"][:])
+    return Archive(path, StateSpec.from_json(attributes["spec"]), read_time(group), run, splits, attributes)

@@ -1,0 +1,117 @@
+"""What every contract has in common: a name and version, provenance, checksums, and writing aside.
+
+A result appears under its name only when it is whole: it is written beside as ``NAME.partial`` and renamed.
+A reader refuses what it cannot trust with a `ContractError`, one sentence; it never warns and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import slams
+
+
+class ContractError(ValueError):
+    """A file that is missing, damaged, of another version or of another make, said in one sentence."""
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Write a folder beside its name and rename it when the block ends well.
+
+    Raises:
+        ContractError: the name is taken. Existing results are never overwritten.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ContractError(f"{path}: exists already; remove it or choose another name")
+    aside = path.with_name(path.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.rename(path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file aside and rename it, so that a reader sees the old one or the new one."""
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file.
+
+    Raises:
+        ContractError: it is missing or is not JSON.
+    """
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise ContractError(f"{path}: no such file; {what} is expected there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ContractError(f"{path}: not a JSON file ({error})") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Checksum of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """The code that is running: package version and, in a checkout, its commit."""
+    root = Path(slams.__file__).parents[1]
+    found = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {"slams": slams.__version__, "commit": found.stdout.strip() or "unknown"}
+
+
+def header(name: str, version: int, config: dict[str, Any]) -> dict[str, Any]:
+    """The first fields of every contract."""
+    return {"format": name, "version": version, "provenance": provenance(), "config": config}
+
+
+def check_header(found: dict[str, Any], name: str, version: int, path: Path) -> None:
+    """Refuse another format, or a version newer than this code.
+
+    Raises:
+        ContractError: naming the file, what it is, and what was expected.
+    """
+    if found.get("format") != name:
+        raise ContractError(f"{path}: is {found.get('format', 'of no known format')!r}, not {name!r}")
+    if not isinstance(found.get("version"), int) or found["version"] > version:
+        raise ContractError(
+            f"{path}: {name} version {found.get('version')!r}; this program reads up to {version}, so update it"
+        )
+
+
+def is_finished(path: str | Path, found_config: dict[str, Any] | None, config: dict[str, Any]) -> bool:
+    """Whether a stage's result stands already, made by the same configuration.
+
+    Raises:
+        ContractError: it stands, but another configuration made it.
+    """
+    if not Path(path).exists():
+        return False
+    if found_config != config:
+        keys = sorted(k for k in {*config, *(found_config or {})} if (found_config or {}).get(k) != config.get(k))
+        raise ContractError(
+            f"{path}: was made with another configuration (different: {', '.join(keys)}); "
+            "remove it or choose another name"
+        )
+    return True

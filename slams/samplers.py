@@ -1,0 +1,106 @@
+"""Reverse steps from noise to states, each a function of the denoiser alone.
+
+* `predictor_corrector`, the published sampler: an exponential-integrator step, then Langevin corrections with step
+  tau / mean(score^2) (Rozet & Louppe 2023, algorithm 4).
+* `ddim`: the non-Markovian steps of Song et al. 2021 with stochasticity eta: 0 deterministic, 1 ancestral.
+
+Noise comes from a function of the step, so that who draws it, and beside whom, changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slams.denoise import Denoiser
+from slams.sde import CosineSDE
+
+Noise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the reverse process is discretised.
+
+    Arguments:
+        kind: ``predictor_corrector`` or ``ddim``.
+        steps: reverse steps, equal in t.
+        start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Above it the
+            state is noise to within start_alpha^2 of its variance, and a network's Jacobian is poorly known.
+        corrections, tau: Langevin corrections a step and their size (predictor_corrector).
+        stochasticity: eta of DDIM, 0 to 1.
+    """
+
+    kind: Literal["predictor_corrector", "ddim"] = "ddim"
+    steps: int = 16
+    start_alpha: float = 1e-3
+    corrections: int = 1
+    tau: float = 0.5
+    stochasticity: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} is not allowed; at least 1")
+        if not 1e-3 <= self.start_alpha < 1:
+            raise ValueError(f"start_alpha: {self.start_alpha} is not allowed; 0.001 to below 1")
+        if self.corrections < 0 or self.tau <= 0:
+            raise ValueError(f"corrections, tau: {self.corrections}, {self.tau}; at least 0 and more than 0 are needed")
+        if not 0 <= self.stochasticity <= 1:
+            raise ValueError(f"stochasticity: {self.stochasticity} is not allowed; 0 to 1")
+
+
+def sample(denoise: Denoiser, config: SamplerConfig, sde: CosineSDE, noise: Noise) -> Tensor:
+    """Draw states.
+
+    Arguments:
+        denoise: (guided) denoiser.
+        noise: step -> standard normal (B, L, Z, H, W); step 0 is the start, the corrections and stochastic steps
+            follow in order.
+
+    Returns:
+        States at t = 0, (B, L, Z, H, W).
+    """
+    start = noise(0)
+    first = min(1.0, sde.time_of_alpha(config.start_alpha))
+    times = torch.linspace(first, 0.0, config.steps + 1, dtype=start.dtype, device=start.device)
+    z = start * sde.sigma(times[0])
+    for step, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        if config.kind == "ddim":
+            z = ddim(denoise, z, t, s, sde, config.stochasticity, lambda step=step: noise(step + 1))
+        else:
+            z = predict(denoise, z, t, s, sde)
+            for j in range(config.corrections):
+                z = correct(denoise, z, s, sde, config.tau, noise(1 + step * config.corrections + j))
+    return z
+
+
+def ddim(
+    denoise: Denoiser, z_t: Tensor, t: Tensor, s: Tensor, sde: CosineSDE, eta: float, noise: Callable[[], Tensor]
+) -> Tensor:
+    """One step t -> s: z_s = alpha_s d + sigma_s (sqrt(1 - tau) eps + sqrt(tau) noise) (Song et al. 2021, eq. 12)."""
+    d = denoise(z_t, t)
+    eps = (z_t - sde.alpha(t) * d) / sde.sigma(t)
+    ratio = (sde.alpha(t) * sde.sigma(s)) / (sde.alpha(s) * sde.sigma(t))
+    tau = eta * (1 - ratio**2)
+    if eta > 0:
+        eps = torch.sqrt(1 - tau) * eps + torch.sqrt(tau) * noise()
+    return sde.alpha(s) * d + sde.sigma(s) * eps
+
+
+def predict(denoise: Denoiser, z_t: Tensor, t: Tensor, s: Tensor, sde: CosineSDE) -> Tensor:
+    """Exponential integrator: z_s = r z_t + (sigma_s - r sigma_t) eps, r = alpha_s / alpha_t."""
+    eps = (z_t - sde.alpha(t) * denoise(z_t, t)) / sde.sigma(t)
+    ratio = sde.alpha(s) / sde.alpha(t)
+    return ratio * z_t + (sde.sigma(s) - ratio * sde.sigma(t)) * eps
+
+
+def correct(denoise: Denoiser, z_s: Tensor, s: Tensor, sde: CosineSDE, tau: float, noise: Tensor) -> Tensor:
+    """Langevin: z += delta score + sqrt(2 delta) noise, delta = tau / mean(score^2) over the trajectory."""
+    eps = (z_s - sde.alpha(s) * denoise(z_s, s)) / sde.sigma(s)
+    mean_square = (eps**2).mean(dim=tuple(range(1, eps.ndim)), keepdim=True)
+    delta = tau / mean_square
+    return z_s - sde.sigma(s) * (delta * eps + torch.sqrt(2 * delta) * noise)
