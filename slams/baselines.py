@@ -1,0 +1,118 @@
+"""What an analysis has to beat: climatology, interpolated observations, interpolated anomalies.
+
+Each baseline is given what the analysis was given and returns one field x_LCHW in physical units. With
+observations y = H x + noise, climatology c, and I the interpolation from where H observes to the full grid,
+
+    climatology            c
+    interpolation          I(y)
+    anomaly interpolation  c + I(y - H c)
+
+I is bilinear, periodic in longitude, and knows at each pole the mean of the nearest row. It fits the noise:
+where observations are poor, both interpolations may be worse than climatology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from scipy.interpolate import RegularGridInterpolator
+from scipy.spatial import cKDTree
+
+from slams.contracts.observations import Gridded
+from slams.observe import observe
+from slams.spec import Grid
+from slams.statistics import Statistics, day_features
+
+
+def climatology(statistics: Statistics, time: np.ndarray) -> np.ndarray:
+    """The train years' smooth day-of-year climatology in physical units, x_LCHW.
+
+    A channel standardised by its logarithm (rain) gets the exponential of its mean logarithm, which lies below
+    the mean and nearer to the median: better in absolute error, worse in squared error.
+    """
+    return statistics.climatology(time)
+
+
+def fit_climatology(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Statistics:
+    """Mean and annual harmonics at each cell by least squares, for an archive standardised by single numbers.
+
+    Statistics of kind ``scalar`` hold one mean a channel, far too weak to be called a climatology. What is
+    returned stands in for them in `climatology`, and for nothing else: its standard deviations are 1.
+
+    Arguments:
+        blocks: (time (L,), x_LCHW in physical units) of the train years; missing values are left out cell by cell.
+    """
+    gram: np.ndarray | float = 0.0
+    projection: np.ndarray | float = 0.0
+    for time, x_LCHW in blocks:
+        basis, known = day_features(time), ~np.isnan(x_LCHW)
+        gram = gram + np.einsum("lj,lk,lchw->chwjk", basis, basis, known, optimize=True)
+        projection = projection + np.einsum("lk,lchw->chwk", basis, np.where(known, x_LCHW, 0), optimize=True)
+    gram, projection = np.asarray(gram), np.asarray(projection)
+    # a millionth of a day keeps cells that were never observed solvable, with the answer 0
+    solved = np.linalg.solve(gram + 1e-6 * np.eye(gram.shape[-1]), projection[..., None])[..., 0]
+    n_channels = len(solved)
+    return Statistics(
+        harmonics=np.moveaxis(solved, -1, 0),
+        std=np.ones((n_channels, 1, 1), np.float32),
+        log1p=np.zeros(n_channels, bool),
+        observed=gram[..., 0, 0] > 0,
+    )
+
+
+def interpolation(seen: Gridded, grid: Grid, background_LCHW: np.ndarray) -> np.ndarray:
+    """Observations interpolated to the full grid, x_LCHW.
+
+    A missing observation takes the value of the nearest one present, by great-circle distance. A channel of which
+    nothing was observed on a day takes the background.
+    """
+    latitude, longitude = seen.operator.coordinates(grid)
+    known = seen.mask & np.isfinite(seen.value)
+    value_LCyx = _nearest_filled(np.where(known, seen.value, 0).astype(np.float64), known, latitude, longitude)
+    x_LCHW = _bilinear(value_LCyx, latitude, longitude, grid)
+    seen_at_all = known.any(axis=(-2, -1), keepdims=True)
+    return np.where(seen_at_all, x_LCHW, background_LCHW).astype(np.float32)
+
+
+def anomaly_interpolation(seen: Gridded, grid: Grid, climatology_LCHW: np.ndarray) -> np.ndarray:
+    """Climatology plus the interpolated departures of the observations from it, x_LCHW."""
+    expected = observe(seen.operator, torch.from_numpy(climatology_LCHW)).numpy()
+    departures = Gridded(seen.name, seen.operator, seen.value - expected, seen.error_std, seen.mask)
+    x_LCHW: np.ndarray = climatology_LCHW + interpolation(departures, grid, np.zeros_like(climatology_LCHW))
+    return x_LCHW
+
+
+def _nearest_filled(
+    value_LCyx: np.ndarray, known: np.ndarray, latitude: np.ndarray, longitude: np.ndarray
+) -> np.ndarray:
+    """Values with each unknown one replaced by the nearest known one of its own day and channel."""
+    filled, points = value_LCyx.copy(), _unit_vectors(latitude, longitude)
+    for where in zip(*np.nonzero(~known.all(axis=(-2, -1)) & known.any(axis=(-2, -1))), strict=True):
+        here = known[where].ravel()
+        # chord length grows with the great-circle distance, so nearest by one is nearest by the other
+        _, nearest = cKDTree(points[here]).query(points[~here])
+        flat = filled[where].ravel()
+        flat[~here] = flat[here][nearest]
+        filled[where] = flat.reshape(filled[where].shape)
+    return filled
+
+
+def _unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Points of a grid on the unit sphere, (y x, 3)."""
+    phi, lam = np.meshgrid(np.deg2rad(latitude), np.deg2rad(longitude), indexing="ij")
+    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1).reshape(-1, 3)
+
+
+def _bilinear(value_LCyx: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, grid: Grid) -> np.ndarray:
+    """Bilinear interpolation to the cell centres of a grid."""
+    rows = value_LCyx.transpose(2, 3, 0, 1)
+    north, south = (np.broadcast_to(row.mean(axis=0), row.shape)[None] for row in (rows[0], rows[-1]))
+    rows = np.concatenate([north, rows, south])
+    values = np.concatenate([rows[:, -1:], rows, rows[:, :1]], axis=1)
+    west, east = longitude[-1] - 360, longitude[0] + 360
+    axes = (-np.concatenate([[90.0], latitude, [-90.0]]), np.concatenate([[west], longitude, [east]]))
+    where = np.stack(np.meshgrid(-grid.latitude, grid.longitude, indexing="ij"), axis=-1)
+    x_LCHW: np.ndarray = RegularGridInterpolator(axes, values)(where).transpose(2, 3, 0, 1)
+    return x_LCHW
