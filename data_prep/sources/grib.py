@@ -1,0 +1,121 @@
+"""GRIB files through cfgrib: messages chosen by their headers, accumulations turned into daily rates.
+
+The time of a message is the middle of the interval it stands for, so that rain accumulated from 18 to 24 UTC
+counts for the day it fell on and not for the next one; for an instantaneous field it is the valid time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cfgrib
+import eccodes
+import numpy as np
+import xarray as xr
+
+from data_prep.sources.files import MissingVariableError, Quantity, SourceError
+
+# the most informative first, where a file holds the same field several ways
+STEP_TYPES = ("accum", "avg", "instant")
+MINUTES_PER_DAY = 1440
+DAILY_UNITS = {"kg m**-2": "kg m-2 day-1", "m": "m/day"}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What of a message decides whether it is read, and how."""
+
+    short_name: str
+    type_of_level: str
+    step_type: str
+    interval_minutes: int
+
+
+def open_grib(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
+    """The quantity's messages as a dataset over valid time, and the variable's name in it.
+
+    Raises:
+        SourceError: torn file, no such message, several accumulation intervals, no latitude-longitude grid.
+    """
+    header = _choose(path, quantity, sorted(set(_headers(path)), key=str))
+    keys = {
+        "shortName": header.short_name,
+        "typeOfLevel": header.type_of_level,
+        "stepType": header.step_type,
+    }
+    # an empty indexpath keeps cfgrib from writing an index beside the user's file
+    options = {"filter_by_keys": keys, "indexpath": ""}
+    try:
+        dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=options)
+    except cfgrib.DatasetBuildError as error:
+        raise SourceError(f"{path}: messages of {quantity.name} form no single field: {error}") from error
+    name = next(iter(dataset.data_vars))
+    field = _along_valid_time(dataset[name], header.interval_minutes)
+    return _as_rate(path, field, header).to_dataset(name=name), str(name)
+
+
+def _headers(path: Path) -> Iterator[Header]:
+    with path.open("rb") as file:
+        while True:
+            try:
+                message = eccodes.codes_grib_new_from_file(file, headers_only=True)
+            except eccodes.CodesInternalError as error:
+                raise SourceError(f"{path}: torn or damaged GRIB file: {error}") from error
+            if message is None:
+                return
+            yield _header(message)
+            eccodes.codes_release(message)
+
+
+def _header(message: int) -> Header:
+    short_name, level, step_type = (
+        eccodes.codes_get(message, key, str) for key in ("shortName", "typeOfLevel", "stepType")
+    )
+    if step_type == "instant":
+        return Header(short_name, level, step_type, 0)
+    eccodes.codes_set(message, "stepUnits", "m")  # minutes: the one unit in which every interval is whole
+    start, end = (eccodes.codes_get(message, key, int) for key in ("startStep", "endStep"))
+    return Header(short_name, level, step_type, end - start)
+
+
+def _choose(path: Path, quantity: Quantity, headers: list[Header]) -> Header:
+    """The one kind of message to read: best name first, then best kind of step."""
+    for short_name, level in quantity.grib:
+        named = [h for h in headers if (h.short_name, h.type_of_level) == (short_name, level)]
+        for step_type in STEP_TYPES:
+            found = [h for h in named if h.step_type == step_type]
+            if len(found) > 1:
+                minutes = ", ".join(str(h.interval_minutes) for h in found)
+                raise SourceError(f"{path}: {short_name} over intervals of {minutes} minutes; one is allowed")
+            if found:
+                return found[0]
+    wanted = ", ".join(f"{name} at {level}" for name, level in quantity.grib)
+    present = ", ".join(sorted({f"{h.short_name} at {h.type_of_level}" for h in headers}))
+    raise MissingVariableError(f"{path}: no {quantity.name}: it has {present}; allowed are {wanted}")
+
+
+def _along_valid_time(field: xr.DataArray, interval_minutes: int) -> xr.DataArray:
+    """Base time and forecast step, either of which may be a dimension, folded into one time."""
+    missing = [dim for dim in ("time", "step") if dim not in field.dims]
+    base, step = np.atleast_1d(field["time"].values), np.atleast_1d(field["step"].values)
+    valid = (base[:, None] + step[None, :]).ravel() - np.timedelta64(interval_minutes, "m") // 2
+    field = field.reset_coords(drop=True).chunk({dim: 1 for dim in ("time", "step") if dim in field.dims})
+    field = field.expand_dims(missing).drop_vars(["time", "step"], errors="ignore")
+    field = field.stack(instant=("time", "step"), create_index=False).rename(instant="time")
+    return field.assign_coords(time=valid.astype("datetime64[ns]"))
+
+
+def _as_rate(path: Path, field: xr.DataArray, header: Header) -> xr.DataArray:
+    """An accumulation over the message's interval as an amount per day; anything else unchanged."""
+    if header.step_type != "accum":
+        return field
+    units = field.attrs.get("units")
+    if units not in DAILY_UNITS or header.interval_minutes < 1:
+        raise SourceError(
+            f"{path}: {header.short_name} accumulates {units} over {header.interval_minutes} minutes; "
+            f"allowed is {' or '.join(DAILY_UNITS)} over at least one minute"
+        )
+    rate = field * (MINUTES_PER_DAY / header.interval_minutes)
+    return rate.assign_attrs(field.attrs | {"units": DAILY_UNITS[units]})
