@@ -1,21 +1,65 @@
-"""Write frames as shards: WebDataset tars in time order, then the manifest that indexes them."""
+"""Archive -> shards: standardised frames in WebDataset tars in time order, then the manifest that indexes them."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 from webdataset import TarWriter
 
-from slams.contracts.envelope import header, sha256, write_json
-from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame
+from data_prep.config import PrepConfig, ShardsConfig
+from slams.config import to_dict
+from slams.contracts.archive import Archive, open_archive
+from slams.contracts.envelope import header, is_finished, sha256, write_json, written_aside
+from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
 TAR_BLOCK = 512
+
+
+def plan(config: ShardsConfig, whole: PrepConfig) -> list[str]:
+    """What the stage would do, for people."""
+    done = "stand already" if Path(config.path).exists() else f"to be written from {whole.archive.path}"
+    return [f"shards {config.path}: {config.frames_per_shard} frames a shard: {done}"]
+
+
+def run(config: ShardsConfig, whole: PrepConfig) -> None:
+    """Write the shards of every split's days, unless they stand already.
+
+    Raises:
+        ContractError: no archive, or shards of another configuration in the way.
+    """
+    path, made_by = Path(config.path), to_dict(config) | {"archive": to_dict(whole.archive)}
+    if path.exists() and is_finished(path, open_shards(path).document["config"], made_by):
+        return
+    archive = open_archive(whole.archive.path)
+    with written_aside(path) as folder:
+        write_shards(
+            folder,
+            _frames(archive),
+            spec=archive.spec,
+            statistics=archive.statistics(),
+            frames_per_shard=config.frames_per_shard,
+            keepbits=config.keepbits,
+            document={"config": made_by, "content": "state", "splits": archive.splits},
+        )
+
+
+def _frames(archive: Archive) -> Iterator[tuple[np.datetime64, int, np.ndarray]]:
+    """Standardised frames of every split in time order; a day on which a whole modality is missing is left out."""
+    statistics = archive.statistics()
+    days = np.sort(np.concatenate([archive.days(split) for split in archive.splits]))
+    blocks = list(archive.blocks(days))
+    for block in track(blocks, description="shards", transient=True):
+        x = statistics.standardise(archive.read(block), archive.time[block])
+        for i, frame in zip(block, x, strict=True):
+            if np.isfinite(frame).any(axis=(1, 2)).all():
+                yield archive.time[i], int(archive.run[i]), frame
 
 
 def write_shards(

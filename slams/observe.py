@@ -16,8 +16,11 @@ from slams.statistics import Statistics
 LOG_RAIN_MAX = 7.0  # log(1 + 1100 mm/day): beyond any daily gauge total, and short of overflow
 
 
-def observe(operator: Operator, x: Tensor) -> Tensor:
+def observe(operator: Operator, x: Tensor, weight_HW: Tensor | None = None) -> Tensor:
     """Apply an operator to fields (..., H, W) -> (..., y, x).
+
+    Arguments:
+        weight_HW: what each cell counts in a block mean; a block whose cells count nothing gives 0.
 
     Raises:
         ValueError: the factor does not divide the field.
@@ -25,11 +28,19 @@ def observe(operator: Operator, x: Tensor) -> Tensor:
     f = operator.factor
     if x.shape[-2] % f or x.shape[-1] % f:
         raise ValueError(f"factor: {f} does not divide the field of {x.shape[-2]} x {x.shape[-1]} cells")
+    if operator.kind == "block_mean" and weight_HW is None:
+        return _block_mean(x, f)
     if operator.kind == "block_mean":
-        return x.unflatten(-1, (-1, f)).unflatten(-3, (-1, f)).mean(dim=(-1, -3))
+        share = _block_mean(weight_HW, f)
+        return torch.where(share > 0, _block_mean(x * weight_HW, f) / share.clamp_min(1e-12), 0.0)
     if operator.kind == "subsample":
         return x[..., f // 2 :: f, f // 2 :: f]
     return x
+
+
+def _block_mean(x: Tensor, f: int) -> Tensor:
+    *lead, height, width = x.shape
+    return x.reshape(*lead, height // f, f, width // f, f).mean(dim=(-1, -3))
 
 
 class Physical:
@@ -72,12 +83,16 @@ def physical_likelihood(
         ValueError: nothing was observed.
     """
     masks = [torch.from_numpy(seen.mask) for seen in observed]
+    weights = [None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW) for seen in observed]
     if not any(mask.any() for mask in masks):
         raise ValueError("observations: every value is masked; at least one is needed")
 
     def predict(z: Tensor) -> Tensor:
         x = physical(decode(z))
-        parts = [observe(seen.operator, x[:, :, spec.channels(seen.name)]) for seen in observed]
+        parts = [
+            observe(seen.operator, x[:, :, spec.channels(seen.name)], weight)
+            for seen, weight in zip(observed, weights, strict=True)
+        ]
         return torch.cat([part[:, mask] for part, mask in zip(parts, masks, strict=True)], dim=1)
 
     return Likelihood(

@@ -18,6 +18,7 @@ import zarr
 
 from slams.contracts.archive import (
     codecs,
+    consolidate,
     dimensions,
     field_shape,
     read_time,
@@ -87,7 +88,7 @@ class Analysis:
                 shape, part = field_shape(modality, self.spec.grid.shape), self.spec.channels(modality.name)
                 group[f"{modality.name}_mean"][where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
                 group[f"{modality.name}_spread"][where] = spread[part].reshape(shape)
-        zarr.consolidate_metadata(self.path)
+        consolidate(self.path)
         write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
 
 

@@ -8,6 +8,7 @@ days and the provenance; ``statistics.safetensors`` beside the arrays holds the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ZarrUserWarning
 
 from slams.contracts.envelope import ContractError, check_header, header, sha256
 from slams.spec import Modality, StateSpec
@@ -60,6 +62,17 @@ def write_levels(group: zarr.Group, spec: StateSpec) -> None:
     for level_hpa in levels:
         attributes = {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"}
         write_coordinate(group, "level", np.asarray(level_hpa, np.int32), attributes)
+
+
+def consolidate(folder: Path) -> None:
+    """Gather the metadata in one file, for readers over a network.
+
+    Not warned of: the files beside the arrays (statistics, ledger), which are none of zarr's, and that version 3 of
+    the format does not yet say how metadata are gathered, which every reader at hand can do without.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(folder)
 
 
 def read_time(group: zarr.Group) -> np.ndarray:
@@ -121,12 +134,17 @@ def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) ->
     group[name][start : start + len(values)] = values
 
 
-def finish(folder: Path, statistics: Statistics) -> None:
-    """Add the statistics and their checksum, then consolidate the metadata."""
+def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:
+    """Add the statistics and their checksum, then consolidate the metadata.
+
+    Arguments:
+        global_std: standard deviation of each channel over all cells and train days, in physical units.
+    """
     statistics.save(folder / "statistics.safetensors")
     group = zarr.open_group(folder, mode="a")
     group.attrs["statistics_sha256"] = sha256(folder / "statistics.safetensors")
-    zarr.consolidate_metadata(folder)
+    group.attrs["global_std"] = global_std
+    consolidate(folder)
 
 
 @dataclass(frozen=True)

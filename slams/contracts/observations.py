@@ -1,7 +1,8 @@
 """Observations: what was measured of each modality, with its error and its operator. Zarr v3.
 
 One group a modality, named like it, with `value`, `error_std` (physical units) and `mask` (1 = observed), each
-(time, [level,] y, x) on the operator's own grid, and the operator in the attributes: ``block_mean`` with its
+(time, [level,] y, x) on the operator's own grid, where needed the `weight` of each cell of the full grid, and the
+operator in the attributes: ``block_mean`` with its
 ``factor``, ``subsample`` with its ``factor`` (every factor-th cell), or ``identity``.
 """
 
@@ -14,7 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from slams.contracts.archive import codecs, dimensions, read_time, write_axes, write_coordinate, write_levels
+from slams.contracts.archive import (
+    codecs,
+    consolidate,
+    dimensions,
+    read_time,
+    write_axes,
+    write_coordinate,
+    write_levels,
+)
 from slams.contracts.envelope import ContractError, check_header, header
 from slams.spec import Grid, StateSpec
 
@@ -51,7 +60,8 @@ class Operator:
 class Gridded:
     """Observations of one modality over consecutive days, each array (L, C, y, x).
 
-    `value` is NaN and `mask` False where nothing was observed.
+    `value` is NaN and `mask` False where nothing was observed. `weight_HW` is what each grid cell counts in a block
+    mean (gauges stand on land: the ocean's cells count nothing); None where every cell counts the same.
     """
 
     name: str
@@ -59,6 +69,7 @@ class Gridded:
     value: np.ndarray
     error_std: np.ndarray
     mask: np.ndarray
+    weight_HW: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,8 @@ class Observations:
         seen = mask.astype(bool) & np.isfinite(value)
         if (error[seen] <= 0).any():
             raise ContractError(f"{self.path}: error_std of {name} is {error[seen].min()}; more than 0 is needed")
-        return Gridded(name, Operator(**group.attrs["operator"]), value, error, seen)  # type: ignore[arg-type]
+        weight = np.asarray(group["weight"][:]) if "weight" in group else None  # type: ignore[index]
+        return Gridded(name, Operator(**group.attrs["operator"]), value, error, seen, weight)  # type: ignore[arg-type]
 
     def _frames(self, group: zarr.Group, part: str, name: str, where: np.ndarray) -> np.ndarray:
         array = group[part]
@@ -119,7 +131,7 @@ def write_observations(
     write_coordinate(root, "time", days, {"units": "days since 1900-01-01", "calendar": "proleptic_gregorian"})
     for seen in observed:
         _write_modality(root.create_group(seen.name), spec, time, seen)
-    zarr.consolidate_metadata(folder)
+    consolidate(folder)
 
 
 def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: Gridded) -> None:
@@ -129,6 +141,11 @@ def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: 
     write_axes(group, time, latitude, longitude)
     if modality.level_hpa:
         write_levels(group, spec.subset((seen.name,)))
+    if seen.weight_HW is not None:
+        weight = group.create_array(
+            "weight", data=seen.weight_HW.astype(np.float32), dimension_names=["cell_latitude", "cell_longitude"]
+        )
+        weight.attrs["long_name"] = "what each cell of the full grid counts in the operator"
     parts = {"value": seen.value, "error_std": seen.error_std, "mask": seen.mask.astype(np.int8)}
     for part, values in parts.items():
         shape = values.shape if modality.level_hpa else (values.shape[0], *values.shape[2:])

@@ -1,0 +1,1 @@
+"""Job 1: raw archives -> archive -> shards, and simulated observations."""

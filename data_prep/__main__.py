@@ -1,0 +1,53 @@
+"""`python -m data_prep STAGE CONFIG [key.path=value ...]`: one stage of the preparation of a data set.
+
+A stage whose result stands already, made by the same configuration, has nothing to do; the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from data_prep.config import PrepConfig
+from slams.config import load, to_yaml
+
+STAGES = {
+    "world": "run the general circulation model that writes the sample archives",
+    "archive": "raw archives -> one archive on one grid, joined by date, with train-year statistics",
+    "shards": "archive -> WebDataset shards of standardised frames",
+    "encode": "shards of states -> shards of latents, by a trained autoencoder",
+    "observe": "archive -> simulated observations of a split",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a stage; returns the exit status, 2 for a user's mistake said in one sentence."""
+    stages = "\n".join(f"  {name:8s} {what}" for name, what in STAGES.items())
+    parser = argparse.ArgumentParser(
+        "data_prep", description=__doc__, epilog=stages, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+    given = parser.parse_args(arguments)
+    try:
+        config = load(PrepConfig, given.config, given.overrides)
+        section = getattr(config, given.stage)
+        if section is None:
+            raise ValueError(f"config {given.config}: has no section {given.stage!r}, which this stage needs")
+        # A stage is loaded by name, so that those without torch start without it.
+        stage = import_module(f"data_prep.{given.stage}")
+        if given.dry_run:
+            sys.stdout.write(to_yaml(section) + "\n".join(stage.plan(section, config)) + "\n")
+        else:
+            stage.run(section, config)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.stderr.write(f"data_prep {given.stage}: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

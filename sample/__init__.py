@@ -1,0 +1,1 @@
+"""Job 3: bundle + observations -> posterior ensemble -> scores."""

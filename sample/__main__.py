@@ -1,0 +1,38 @@
+"""`python -m sample CONFIG [key.path=value ...]` draws the ensemble; `python -m sample verify CONFIG` scores it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sample.assimilate import plan, run
+from sample.config import SampleConfig
+from sample.verify import verify
+from slams.config import load, to_yaml
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw or verify; returns the exit status, 2 for a user's mistake said in one sentence."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    scoring = given[:1] == ["verify"]
+    parser = argparse.ArgumentParser("sample verify" if scoring else "sample", description=__doc__)
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+    words = parser.parse_args(given[1:] if scoring else given)
+    try:
+        config = load(SampleConfig, words.config, words.overrides)
+        if words.dry_run:
+            sys.stdout.write(to_yaml(config) + "\n".join(plan(config)) + "\n")
+        elif scoring:
+            verify(config)
+        else:
+            run(config)
+    except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""One assimilation: what is observed, by which model, drawn how, and how it is verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from slams.guidance import GuidanceConfig
+from slams.samplers import SamplerConfig
+
+
+@dataclass(frozen=True)
+class PeriodConfig:
+    """Which days are analysed.
+
+    Arguments:
+        first_day, last_day: ISO dates.
+        segment_days: consecutive days drawn together; a segment's halo comes on top.
+        every_days: days from the start of one segment to the next; 0 = contiguous segments.
+        halo_days: days on both sides of a segment that are drawn and thrown away, so that its first and last day
+            see their future and past.
+    """
+
+    first_day: str
+    last_day: str
+    segment_days: int = 1
+    every_days: int = 0
+    halo_days: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("first_day", "last_day"):
+            try:
+                np.datetime64(getattr(self, name), "D")
+            except ValueError:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not a date of the form 1989-01-31") from None
+        if self.last_day < self.first_day:
+            raise ValueError(f"last_day: {self.last_day} is before first_day, {self.first_day}")
+        if self.segment_days < 1 or self.halo_days < 0:
+            raise ValueError(f"segment_days, halo_days: {self.segment_days}, {self.halo_days}; at least 1 and 0")
+        if self.every_days and self.every_days < self.segment_days:
+            raise ValueError(f"every_days: {self.every_days} is less than segment_days, {self.segment_days}")
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Arguments: bootstrap: resamples of the dates behind each confidence interval."""
+
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 1:
+            raise ValueError(f"bootstrap: {self.bootstrap} is not allowed; at least 1")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """An assimilation run.
+
+    Arguments:
+        folder: run folder; the product is ``analysis.zarr`` in it.
+        score: bundle of the score network.
+        autoencoder: bundle of the autoencoder whose latents it learned; empty for a score network of states.
+        observations: observation set.
+        archive: the truth, for verification only.
+        members: M.
+        seed: of the ensemble.
+        without: modalities withheld from the assimilation; the product is then ``analysis-without-NAME.zarr`` and
+            stands in the verification beside the full one.
+        members_per_unit: members drawn at once.
+        bf16: network evaluations in bfloat16.
+    """
+
+    folder: str
+    score: str
+    observations: str
+    archive: str
+    period: PeriodConfig
+    autoencoder: str = ""
+    members: int = 8
+    seed: int = 0
+    without: list[str] = field(default_factory=list)
+    members_per_unit: int = 8
+    bf16: bool = False
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("members", "members_per_unit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if len(set(self.without)) != len(self.without):
+            raise ValueError(f"without: {self.without} names a modality twice")
+
+    @property
+    def product(self) -> Path:
+        """Where the analysis goes."""
+        return Path(self.folder) / ("analysis" + "".join(f"-without-{name}" for name in self.without) + ".zarr")
