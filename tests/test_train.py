@@ -1,0 +1,329 @@
+"""The training job keeps its promises: it resumes bit for bit, stops before damage, and refuses what is wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_prep.shards import write_shards
+from slams.config import load
+from slams.contracts.bundle import open_bundle
+from slams.contracts.envelope import ContractError, written_aside
+from slams.contracts.shards import open_shards
+from slams.model import open_autoencoder, open_score
+from slams.spec import PRECIPITATION, Grid, Modality, StateSpec
+from slams.statistics import Statistics
+from train import loop
+from train.__main__ import run
+from train.config import TrainConfig
+from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
+from train.optim import Ema, OptimConfig, learning_rate
+
+ROOT = Path(__file__).parents[1]
+SPEC = StateSpec(Grid(8, 16), (Modality("temperature", "state", "K", "air_temperature", (500, 850)), PRECIPITATION))
+TIMINGS = ("samples_per_s", "data_wait")
+
+
+def write_tiny_shards(folder, spoiled_day=None):
+    """40 train days and 12 validation days of smooth noise; rain is missing on half the globe."""
+    generator = np.random.default_rng(0)
+    observed = np.ones((3, 8, 16), bool)
+    observed[2, :, 8:] = False
+    static = {"land_fraction": np.zeros(SPEC.grid.shape, np.float32)}
+    statistics = Statistics(
+        np.full((1, 3, 1, 1), 2.0), np.full((3, 1, 1), 3.0), np.array([False, False, True]), observed, static
+    )
+
+    def frames():
+        for run_number, (first, n_days) in enumerate((("2001-01-01", 40), ("2005-01-01", 12))):
+            x = generator.standard_normal(observed.shape)
+            for day in range(n_days):
+                x = 0.9 * x + 0.4 * generator.standard_normal(x.shape)
+                value = 1e30 if (run_number, day) == (0, spoiled_day) else x
+                yield np.datetime64(first) + day, run_number, np.where(observed, value, np.nan).astype(np.float32)
+
+    document = {"config": {}, "content": "state", "splits": {"train": [2001, 2001], "validation": [2005, 2005]}}
+    with written_aside(folder) as aside:
+        write_shards(
+            aside, frames(), spec=SPEC, statistics=statistics, frames_per_shard=16, keepbits=12, document=document
+        )
+    return folder
+
+
+def write_config(folder, shards, **changes):
+    """A YAML of a short score-network run, and its path."""
+    config = {
+        "folder": str(folder / "run"),
+        "shards": str(shards),
+        "bundle": str(folder / "bundle"),
+        "steps": 24,
+        "model": {"kind": "score", "frames": 3, "hidden": [8, 8], "blocks": [1, 1]},
+        "data": {"batch": 6},
+        "engine": {"precision": "fp32", "torch_threads": 1},
+        "optim": {"learning_rate": 1e-3, "warmup_steps": 3, "ema_half_life_samples": 40},
+        "log_every": 2,
+        "validate_every": 12,
+        "checkpoint_every": 5,
+        "wandb": "off",
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(config | changes))
+    return path
+
+
+def alone():
+    """An environment without a launcher."""
+    return {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
+
+
+def lines(folder):
+    """The metrics without the clock's."""
+    found = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in found]
+
+
+def assert_same_result(left, right):
+    assert lines(left) == lines(right)
+    for which in ("ema", "raw"):
+        a, b = (open_bundle(folder / "bundle").weights(which) for folder in (left, right))
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_tiny_shards(tmp_path_factory.mktemp("shards") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    """One world for the module: joining it costs more than a short run."""
+    kept = {name: os.environ.pop(name) for name in LAUNCH_VARIABLES if name in os.environ}
+    with opened_world(EngineConfig(torch_threads=1)) as found:
+        yield found
+    for name in LAUNCH_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def shared_world(monkeypatch, world):
+    monkeypatch.setattr(loop, "opened_world", lambda config: nullcontext(world))
+    monkeypatch.setattr(loop.StopRequest, "listen", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, shards, world):
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "opened_world", lambda config: nullcontext(world))
+        patch.setattr(loop.StopRequest, "listen", lambda self: None)
+        assert run([str(write_config(folder, shards))]) == 0
+    return folder
+
+
+def start(config, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", str(config), *words], cwd=ROOT, env=alone(), stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_step(folder, step):
+    path = folder / "run" / "metrics.jsonl"
+    for _ in range(6000):
+        if path.exists() and any(json.loads(text)["step"] >= step for text in path.read_text().split("\n")[:-1]):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} was not reached in a minute")
+
+
+def test_a_signal_then_kill_9_then_the_same_command_equals_a_run_that_nothing_stopped(tmp_path, shards, reference):
+    config = write_config(tmp_path, shards)
+    first = start(config)
+    wait_for_step(tmp_path, 2)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == loop.STOPPED_EARLY
+    saved = lines(tmp_path)[-1]["step"]
+    second = start(config)
+    wait_for_step(tmp_path, max(14, saved + 2))
+    second.kill()
+    second.wait(60)
+    assert not (tmp_path / "bundle").exists()
+    assert run([str(config)]) == 0
+    assert_same_result(tmp_path, reference)
+
+
+def test_a_stop_between_lines_of_metrics_keeps_their_means(tmp_path, shards, reference, monkeypatch):
+    config = write_config(tmp_path, shards)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "listen", lambda self: setattr(self, "asked", True))
+        assert run([str(config)]) == loop.STOPPED_EARLY  # after step 1 of the 2 that make a line
+    assert run([str(config)]) == 0
+    assert_same_result(tmp_path, reference)
+
+
+def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_used(tmp_path, shards, reference, caplog):
+    shutil.copytree(reference / "run", tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-000024"
+    assert sorted(p.name for p in newest.parent.iterdir()) == ["step-000020", "step-000024"]
+    spoiled = next(newest.glob("engine/*"))
+    spoiled.write_bytes(spoiled.read_bytes()[:-100])
+    assert run([str(write_config(tmp_path, shards))]) == 0
+    assert "step-000024: the checksum of engine/" in caplog.text
+    assert_same_result(tmp_path, reference)
+
+
+def test_a_run_goes_on_only_with_the_configuration_it_began_with(tmp_path, shards, reference, capsys):
+    shutil.copytree(reference / "run", tmp_path / "run")
+    assert run([str(write_config(tmp_path, shards)), "seed=1"]) == 2
+    assert "was made with another seed" in capsys.readouterr().err
+
+
+def test_a_finished_run_changes_nothing_and_another_configuration_is_refused(reference, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "opened_world", lambda config: pytest.fail("nothing is left to do"))
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
+    assert run([str(reference / "train.yaml")]) == 0
+    assert run([str(reference / "train.yaml"), "steps=25"]) == 2
+    assert "made with another configuration (different: steps)" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
+
+
+def test_the_bundle_opens_as_the_denoiser_it_was_trained_to_be(reference, shards):
+    bundle, manifest = open_bundle(reference / "bundle"), open_shards(shards)
+    assert (
+        bundle.spec == manifest.spec and bundle.document["statistics_sha256"] == manifest.document["statistics_sha256"]
+    )
+    assert bundle.document["report"]["validation/loss"] == lines(reference)[-1]["validation/loss"]
+    ema, raw = bundle.weights("ema"), bundle.weights("raw")
+    assert any((ema[name] != raw[name]).any() for name in ema)
+    denoiser, config = open_score(bundle)
+    x = torch.zeros(2, config.frames, *bundle.document["input"])
+    assert denoiser(x, torch.tensor(0.5), torch.zeros(2, config.frames, 5)).shape == x.shape
+
+
+def test_training_lowers_the_validation_loss(reference):
+    losses = [line["validation/loss"] for line in lines(reference) if "validation/loss" in line]
+    assert losses[-1] < losses[0] < 1.1  # it starts from the zero prediction, whose loss is near 1
+
+
+def test_an_autoencoder_reports_its_error_in_physical_units(tmp_path, shards):
+    model = {"kind": "autoencoder", "network": "paper"}
+    assert run([str(write_config(tmp_path, shards, model=model, steps=4, wandb="offline"))]) == 0
+    bundle = open_bundle(tmp_path / "bundle")
+    network, statistics = open_autoencoder(bundle), bundle.statistics()
+    manifest = open_shards(shards)
+    frames = [manifest.frames[i] for i in manifest.windows("validation", 1)]
+    time_, x = np.array([f.time for f in frames]), np.stack([manifest.read(f) for f in frames])
+    decoded = np.concatenate([_decode(network, x), x[:, 2:]], axis=1)
+    error = statistics.physical(decoded, time_) - statistics.physical(x, time_)
+    rmse = np.sqrt((error**2 * SPEC.grid.area_weights).sum(axis=(2, 3)).mean(axis=0))
+    for i, name in enumerate(("temperature_500", "temperature_850")):
+        assert bundle.document["report"][f"rmse/{name}"] == pytest.approx(rmse[i], rel=1e-4)
+    assert any((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def _decode(network, x):
+    with torch.no_grad():
+        return network.decode(network.encode(torch.from_numpy(x))).numpy()
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_move(tmp_path, world, capsys, monkeypatch):
+    spoiled = write_tiny_shards(tmp_path / "spoiled", spoiled_day=0)
+    seen = []
+    moved = loop.Engine.step
+
+    def recorded(engine, *arguments):
+        found = moved(engine, *arguments)
+        seen.append((engine, [w.clone() for w in engine.local()]))
+        return found
+
+    monkeypatch.setattr(loop.Engine, "step", recorded)
+    assert run([str(write_config(tmp_path, spoiled))]) == 1
+    said = capsys.readouterr().err
+    assert re.match(rf"slams-train: step {len(seen)}: loss (nan|inf)", said) and "2001-01-01" in said
+    engine, after = seen[-1]  # fails when it was the first step: then another seed is needed
+    assert all(torch.equal(a, b) and torch.isfinite(b).all() for a, b in zip(after, engine.local(), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    data = bytearray((copy / "frames-00001.tar").read_bytes())
+    data[open_shards(copy).frames[20].offset + 40] ^= 1
+    (copy / "frames-00001.tar").write_bytes(data)
+    assert run([str(write_config(tmp_path, copy)), f"data.workers={workers}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("slams-train: ") and "frames-00001.tar: the checksum of frame" in said
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("optim.lr=1", "lr"),
+        ("engine.zero_stage=4", "zero_stage: 4 is not allowed; 0, 1, 2 or 3"),
+        ("data.batch=100", "data.batch: 100 is larger than the 38 windows"),
+        ("engine.accumulation=4", "data.batch: 6 does not divide over 1 processes x 4 micro-batches"),
+        ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(tmp_path, shards, capsys, word, sentence):
+    assert run([str(write_config(tmp_path, shards)), word]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("slams-train: ") and said.count("\n") == 1 and sentence in said
+
+
+def test_a_dry_run_writes_nothing(tmp_path, shards, caplog):
+    caplog.set_level("INFO")
+    assert run([str(write_config(tmp_path, shards)), "--dry-run"]) == 0
+    assert "batches an epoch: 6" in caplog.text and "parameters: " in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["train.yaml"]
+
+
+def test_half_a_launcher_is_refused(monkeypatch):
+    for name in LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert launch() == (0, 1, 0)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="RANK set, but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        launch()
+
+
+def test_an_autoencoder_does_not_learn_latents(tmp_path, shards):
+    model = {"kind": "autoencoder"}
+    manifest = open_shards(shards)
+    manifest.document["content"] = "latent"
+    with pytest.raises(ContractError, match="holds latent frames"):
+        loop.initial_task(load(TrainConfig, write_config(tmp_path, shards, model=model)), manifest)
+
+
+def test_schedules_start_and_end_where_they_say():
+    linear = OptimConfig(learning_rate=1.0, schedule="linear", warmup_steps=4)
+    assert [learning_rate(linear, s, 14) for s in (0, 3, 4, 9)] == pytest.approx([0.2, 0.8, 1.0, 0.5])
+    cosine = OptimConfig(learning_rate=1.0, schedule="cosine")
+    assert [learning_rate(cosine, s, 12) for s in (0, 4, 6)] == pytest.approx([1.0, 0.75, 0.5])
+
+
+def test_the_average_forgets_half_in_its_half_life():
+    weight = torch.zeros(3)
+    ema = Ema([weight], half_life_samples=40, batch=4)
+    ema.average[0].fill_(1.0)
+    for step in range(10):
+        ema.update(1000 + step)
+    torch.testing.assert_close(ema.average[0], torch.full((3,), 0.5))
+    with ema.applied():
+        assert weight[0] == pytest.approx(0.5) and ema.average[0][0] == 0
+    assert weight[0] == 0 and ema.average[0][0] == pytest.approx(0.5)

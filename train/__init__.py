@@ -1,0 +1,1 @@
+"""Job 2: shards to model bundle. `python -m train CONFIG [key.path=value ...]`."""

@@ -1,0 +1,171 @@
+"""Batches in an order that is a function of (seed, epoch) alone.
+
+plan -> read -> collate, a WebDataset pipeline. The plan says which windows make which global batch; a process
+takes its contiguous part of each, so that any number of processes sees the same global batches, and starting at
+any step costs nothing. Diffusion times and noise are keyed by step, window and epoch, never by process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from slams import rng
+from slams.config import ConfigError
+from slams.contracts.shards import Manifest
+from slams.statistics import day_features
+
+TRAIN, VALIDATION = "train", "validation"
+VALIDATION_SEED = 0  # fixed, so that runs with other seeds are scored on the same noise
+SMALLEST_TIME = 1e-5
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How windows are read.
+
+    Arguments:
+        batch: the global batch, windows a step over all processes.
+        workers: reading processes beside each training process; 0 reads in the training process.
+        cache_frames: decoded frames kept in memory, in each reading process.
+    """
+
+    batch: int
+    workers: int = 0
+    cache_frames: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch: {self.batch} is not allowed; at least 1")
+        if self.workers < 0 or self.cache_frames < 0:
+            raise ValueError(f"workers, cache_frames: {self.workers}, {self.cache_frames}; at least 0")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """One micro-batch of one process: which windows, and where it begins in the global batch."""
+
+    step: int
+    epoch: int
+    position: int
+    windows: np.ndarray
+
+
+Batch = tuple[Portion, dict[str, Tensor]]
+Noise = Callable[[Portion, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
+
+
+def steps_per_epoch(n_windows: int, batch: int) -> int:
+    """Whole batches in an epoch; the windows left over come in another epoch's order.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    if n_windows < batch:
+        raise ConfigError(f"data.batch: {batch} is larger than the {n_windows} windows of the train split")
+    return n_windows // batch
+
+
+def plan(
+    windows: np.ndarray, *, seed: int, batch: int, rank: int, size: int, accumulation: int, start: int, stop: int
+) -> Iterator[Portion]:
+    """The portions of process ``rank`` of ``size``, steps ``start`` to ``stop``."""
+    per_epoch, share = steps_per_epoch(len(windows), batch), batch // size
+    micro = share // accumulation
+    ordered, order_of = windows, -1
+    for step in range(start, stop):
+        epoch, index = divmod(step, per_epoch)
+        if epoch != order_of:
+            ordered = windows[rng.generator(seed, "data-order", epoch).permutation(len(windows))]
+            order_of = epoch
+        for first in range(rank * share, (rank + 1) * share, micro):
+            begin = index * batch + first
+            yield Portion(step, epoch, first, ordered[begin : begin + micro])
+
+
+def stratified_times(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Times in (0, 1), one in each of ``count`` equal intervals, in random order: the loss varies less."""
+    t = (generator.permutation(count) + generator.random(count)) / count
+    return np.clip(t, SMALLEST_TIME, 1 - SMALLEST_TIME).astype(np.float32)
+
+
+def training_noise(seed: int, batch: int) -> Noise:
+    """Diffusion times and noise of a portion of a global batch."""
+
+    def noise(portion: Portion, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        t = stratified_times(rng.generator(seed, "diffusion-time", portion.step), batch)
+        eps = [rng.normal(seed, "diffusion-noise", portion.epoch, w, shape=shape) for w in portion.windows]
+        return t[portion.position : portion.position + len(eps)], np.stack(eps)
+
+    return noise
+
+
+def validation_noise(count: int) -> Noise:
+    """The same for validation windows: fixed for ever, whatever the run."""
+    times = stratified_times(rng.generator(VALIDATION_SEED, "validation"), count)
+
+    def noise(portion: Portion, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        eps = [rng.normal(VALIDATION_SEED, "validation", w, shape=shape) for w in portion.windows]
+        return times[portion.position : portion.position + len(eps)], np.stack(eps)
+
+    return noise
+
+
+class Reader:
+    """Frames and windows of a shard set, decoded frames cached: neighbouring windows share them."""
+
+    def __init__(self, manifest: Manifest, length: int, cache_frames: int) -> None:
+        self.manifest, self.length = manifest, length
+        self.frames = manifest.frames
+        self._frame = lru_cache(maxsize=cache_frames)(lambda index: manifest.read(self.frames[index]))
+
+    def days(self, window: int) -> np.ndarray:
+        """Valid days of a window, (L,)."""
+        return np.array([frame.time for frame in self.frames[window : window + self.length]])
+
+    def windows(self, firsts: np.ndarray) -> np.ndarray:
+        """Windows that begin at those frames, (B, L, C, H, W)."""
+        x = np.empty((len(firsts), self.length, *self.manifest.shape), np.float32)
+        for i, first in enumerate(firsts):
+            for j in range(self.length):
+                x[i, j] = self._frame(int(first) + j)
+        return x
+
+
+def loader(
+    portions: Callable[[], Iterable[Portion]], reader: Reader, noise: Noise | None, workers: int
+) -> wds.WebLoader:
+    """Batches in the order of the plan, read ahead by ``workers`` processes."""
+
+    def read(portion: Portion) -> tuple[Portion, np.ndarray]:
+        return portion, reader.windows(portion.windows)
+
+    def collate(read: tuple[Portion, np.ndarray]) -> Batch:
+        portion, x = read
+        arrays = {"x": x, "day": np.stack([day_features(reader.days(w)) for w in portion.windows]).astype(np.float32)}
+        if noise is not None:
+            arrays["t"], arrays["noise"] = noise(portion, x.shape[1:])
+        return portion, {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+    pipeline = wds.DataPipeline(portions, _by_worker, wds.map(read), wds.map(collate))
+    # fork: the workers touch no device, and share what the reader holds
+    context = "fork" if workers else None
+    pin = torch.cuda.is_available()
+    return wds.WebLoader(
+        pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin
+    )
+
+
+def _by_worker(portions: Iterable[Portion]) -> Iterator[Portion]:
+    """Every n-th portion: the loader takes them from its n workers in turn, so the order stays."""
+    worker = get_worker_info()
+    for i, portion in enumerate(portions):
+        if worker is None or i % worker.num_workers == worker.id:
+            yield portion

@@ -1,0 +1,253 @@
+"""The training run: one counter, straight.
+
+A step: read, forward, backward, look at the loss, move the weights, follow with the average. Everything that must
+survive a stop is a function of the counter or lies in a checkpoint, so the same command goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from slams import rng
+from slams.config import to_dict
+from slams.contracts.bundle import open_bundle, write_bundle
+from slams.contracts.envelope import ContractError, is_finished, written_aside
+from slams.contracts.shards import Manifest, open_shards
+from slams.model import build_task
+from train.checkpoint import Checkpoints
+from train.config import TrainConfig
+from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, training_noise
+from train.engine import Engine, World, micro_batch, opened_world
+from train.optim import Ema, build_optimizer, learning_rate
+from train.telemetry import Meter, Telemetry
+from train.validation import Validation
+
+DONE, STOPPED_EARLY = 0, 75  # EX_TEMPFAIL: the same command goes on
+log = logging.getLogger("slams.train")
+
+
+class NonFiniteStepError(RuntimeError):
+    """The loss or the gradient is not a number; the weights are still those of the step before."""
+
+
+@dataclass
+class StopRequest:
+    """Set by the signals that a scheduler sends before its time limit."""
+
+    asked: bool = False
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def train(config: TrainConfig) -> int:
+    """Train to the end, or from where an earlier call stopped, and write the bundle.
+
+    Returns:
+        0 when the bundle stands, 75 when a signal asked to stop and the same command goes on later.
+
+    Raises:
+        ConfigError, ContractError: a mistake in what was given.
+        NonFiniteStepError: training went wrong.
+    """
+    if finished(config):
+        log.info("%s: finished already", config.bundle)
+        return DONE
+    stop = StopRequest()
+    stop.listen()
+    manifest = open_shards(config.shards)
+    with opened_world(config.engine) as world:
+        run = Run(config, manifest, world)
+        status = run.train(stop)
+        if status == DONE:
+            run.export()
+        run.telemetry.close(status)
+    return status
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether the bundle stands already, made by this configuration."""
+    found = open_bundle(config.bundle).document["config"] if Path(config.bundle).exists() else None
+    return is_finished(config.bundle, found, to_dict(config))
+
+
+def initial_task(config: TrainConfig, manifest: Manifest) -> nn.Module:
+    """The task with the weights of step 0, the same on every process.
+
+    Raises:
+        ContractError: an autoencoder is to learn latents.
+    """
+    if config.model.kind == "autoencoder" and manifest.content != "state":
+        raise ContractError(f"{config.shards}: holds {manifest.content} frames; an autoencoder learns states")
+    torch.manual_seed(rng.seed(config.seed, "init") % 2**63)
+    return build_task(config.model, manifest.spec, manifest.shape, manifest.statistics())
+
+
+class Run:
+    """A run between its start and its end; `step` counts the optimizer's steps."""
+
+    def __init__(self, config: TrainConfig, manifest: Manifest, world: World) -> None:
+        self.config, self.manifest, self.world = config, manifest, world
+        micro_batch(config.data.batch, config.engine, world.size)
+        self.windows = manifest.windows(TRAIN, config.model.frames)
+        steps_per_epoch(len(self.windows), config.data.batch)
+        self.reader = Reader(manifest, config.model.frames, config.data.cache_frames)
+        self.engine = self._engine()
+        self.ema = Ema(self.engine.local(), config.optim.ema_half_life_samples, config.data.batch)
+        self.validation = Validation(config, manifest, self.engine, self.reader)
+        folder = Path(config.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.engine, self.ema, _identity(config, manifest))
+        self.step, running, self.report = self.checkpoints.restore()
+        self.telemetry, self.meter = Telemetry(config, world, self.step), Meter(running)
+
+    def _engine(self) -> Engine:
+        task = initial_task(self.config, self.manifest).to(self.world.device)
+        optimizer = build_optimizer(task, self.config.optim)
+        return Engine(task, optimizer, self.config.engine, self.world, self.config.data.batch)
+
+    def train(self, stop: StopRequest) -> int:
+        """Steps until the last, or until a signal asks to stop."""
+        config = self.config
+        batches = self._batches()
+        self.engine.train(True)
+        while self.step < config.steps:
+            stopping = self._step(batches, stop)
+            last = self.step == config.steps
+            if last or self.step % config.log_every == 0:
+                self._log()
+            if last or self.step % config.validate_every == 0:
+                self._validate()
+            if last or stopping or self.step % config.checkpoint_every == 0:
+                self._checkpoint()
+            if stopping and not last:
+                log.warning("asked to stop: saved step %d of %d; the same command goes on", self.step, config.steps)
+                return STOPPED_EARLY
+        return DONE
+
+    def _batches(self) -> Any:
+        config, world = self.config, self.world
+
+        def portions() -> Any:
+            return plan(
+                self.windows,
+                seed=config.seed,
+                batch=config.data.batch,
+                rank=world.rank,
+                size=world.size,
+                accumulation=config.engine.accumulation,
+                start=self.step,
+                stop=config.steps,
+            )
+
+        noise = training_noise(config.seed, config.data.batch) if config.model.kind == "score" else None
+        return iter(loader(portions, self.reader, noise, config.data.workers))
+
+    def _step(self, batches: Any, stop: StopRequest) -> bool:
+        """One optimizer step; whether any process was asked to stop."""
+        # What a network draws for itself (dropout) is keyed by step and process.
+        torch.manual_seed(rng.seed(self.config.seed, "init", self.step, self.world.rank) % 2**63)
+        n_micro, total = self.config.engine.accumulation, {}
+        for i in range(n_micro):
+            batch = self._next(batches)
+            values = self.engine.forward(batch[1])
+            self.engine.backward(values["loss"])
+            for name, value in values.items():
+                total[name] = total.get(name, 0.0) + value.detach().float() / n_micro
+            if i < n_micro - 1:
+                self.engine.accumulate()
+        norm = self.engine.gradient_norm()
+        found = self._agree(total, norm, stop.asked)
+        stopping = found.pop("stop") > 0
+        self._check_finite(found, batch)
+        rate = learning_rate(self.config.optim, self.step, self.config.steps)
+        late = self.engine.step(rate, norm)
+        if late is not None:
+            found["gradient_norm"] = late
+            self._check_finite(found, batch)
+        self.step += 1
+        self.ema.update(self.step)
+        self.meter.add(found | {"learning_rate": rate})
+        return stopping
+
+    def _next(self, batches: Any) -> Batch:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.meter.waited += time.perf_counter() - began
+        return batch
+
+    def _agree(self, total: dict[str, Any], norm: torch.Tensor | None, stop: bool) -> dict[str, float]:
+        """Means over the processes, in one message: all see the same loss, and all stop at the same step."""
+        named = total | ({} if norm is None else {"gradient_norm": norm})
+        values = torch.stack([*named.values(), total["loss"].new_tensor(float(stop))])
+        return dict(zip([*named, "stop"], self.world.mean(values).tolist(), strict=True))
+
+    def _check_finite(self, found: dict[str, float], batch: Batch) -> None:
+        wrong = [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]
+        if wrong:
+            days = ", ".join(str(self.reader.days(w)[0]) for w in batch[0].windows[:8])
+            raise NonFiniteStepError(
+                f"step {self.step}: {', '.join(wrong)}; stopped before anything was saved. "
+                f"Process {self.world.rank} had windows that begin on {days}"
+            )
+
+    def _log(self) -> None:
+        samples = {"samples": self.step * self.config.data.batch}
+        self.telemetry.write(self.step, samples | self.meter.line(self.config.data.batch))
+        self.meter = Meter({})
+
+    def _validate(self) -> None:
+        began = time.perf_counter()
+        with self.ema.applied():
+            self.report = self.validation.run()
+        self.telemetry.write(self.step, self.report)
+        self.meter.paused += time.perf_counter() - began
+
+    def _checkpoint(self) -> None:
+        began = time.perf_counter()
+        self.engine.agree_on_buffers()
+        self.checkpoints.save(self.step, self.meter.sums, self.report)
+        self.meter.paused += time.perf_counter() - began
+
+    def export(self) -> None:
+        """Write the bundle, averaged and last weights, with what its use needs."""
+        raw = self._weights()
+        with self.ema.applied():
+            averaged = self._weights()
+        if self.world.rank != 0:
+            return
+        document = {"config": to_dict(self.config), "model": to_dict(self.config.model), "report": self.report}
+        document |= {"input": list(self.manifest.shape), "precision": self.engine.precision}
+        if self.manifest.content == "latent":
+            document |= {key: self.manifest.document[key] for key in ("autoencoder", "latent")}
+        weights = {"ema": averaged, "raw": raw}
+        with written_aside(self.config.bundle) as aside:
+            write_bundle(aside, weights, self.manifest.spec, self.manifest.statistics(), document)
+        log.info("%s: written", self.config.bundle)
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        with self.engine.whole():
+            network = self.engine.module.task.network
+            return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+
+
+def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """What may not change when a run goes on."""
+    whole = to_dict(config)
+    found = {"seed": config.seed, "batch": config.data.batch, "model": whole["model"], "optim": whole["optim"]}
+    return found | {"spec": manifest.spec.digest, "statistics": manifest.document["statistics_sha256"]}

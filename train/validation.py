@@ -1,0 +1,98 @@
+"""What a model is judged by while it trains: its own loss on other years, and an autoencoder's error in kelvin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from slams.contracts.shards import Manifest
+from slams.statistics import Statistics
+from train.config import TrainConfig
+from train.data import VALIDATION, Portion, Reader, loader, validation_noise
+from train.engine import Engine, micro_batch
+
+REPORT_CHUNK = 16
+
+
+class Validation:
+    """Validation windows, chosen evenly over the split, the same at every validation and in every run."""
+
+    def __init__(self, config: TrainConfig, manifest: Manifest, engine: Engine, reader: Reader) -> None:
+        self.config, self.manifest, self.engine, self.reader = config, manifest, engine, reader
+        self.windows = _evenly(manifest.windows(VALIDATION, config.model.frames), self._limit)
+        self.noise = validation_noise(len(self.windows)) if config.model.kind == "score" else None
+        self.statistics = manifest.statistics()
+
+    @property
+    def _limit(self) -> int:
+        return self.config.validation_batches * self.config.data.batch
+
+    def run(self) -> dict[str, float]:
+        """Mean loss over the windows and, for an autoencoder, the reconstruction error; the weights as they are."""
+        self.engine.agree_on_buffers()
+        self.engine.train(False)
+        with torch.no_grad():
+            found = {"validation/loss": self._loss()}
+            if self.config.model.kind == "autoencoder":
+                found |= self._reconstruction()
+        self.engine.train(True)
+        return found
+
+    def _loss(self) -> float:
+        total = torch.zeros(2, dtype=torch.float64, device=self.engine.world.device)
+        for portion, batch in loader(self._portions, self.reader, self.noise, self.config.data.workers):
+            loss = self.engine.forward(batch)["loss"]
+            if portion.step:
+                total += torch.stack([loss, torch.ones_like(loss)]).double() * len(portion.windows)
+        total = self.engine.world.mean(total)
+        return float(total[0] / total[1])
+
+    def _portions(self) -> Iterator[Portion]:
+        """This process's chunks; where others have one more, the first again with ``step`` 0: it does not count.
+
+        Every process makes as many forward passes as the others, which ZeRO 3 needs.
+        """
+        world = self.engine.world
+        size = micro_batch(self.config.data.batch, self.config.engine, world.size)
+        starts = list(range(0, len(self.windows), size))
+        for i in range(0, len(starts), world.size):
+            mine = i + world.rank
+            first = starts[mine] if mine < len(starts) else 0
+            yield Portion(int(mine < len(starts)), 0, first, self.windows[first : first + size])
+
+    def _reconstruction(self) -> dict[str, float]:
+        """Area-weighted RMSE of D(E(x)) for each decoded channel, in its unit."""
+        windows = _evenly(self.windows, self.config.validation_frames)
+        task = self.engine.module.task
+        network = task.network
+        squared = np.zeros(network.n_decoded)
+        seen = np.zeros(network.n_decoded)
+        area = self.manifest.spec.grid.area_weights
+        with self.engine.whole():
+            for i in range(0, len(windows), REPORT_CHUNK):
+                x_BCHW = self.reader.windows(windows[i : i + REPORT_CHUNK])[:, 0]
+                z = network.encode(torch.from_numpy(x_BCHW).to(self.engine.world.device))
+                time = np.concatenate([self.reader.days(w) for w in windows[i : i + REPORT_CHUNK]])
+                error = reconstruction_error(x_BCHW, network.decode(z).float().cpu().numpy(), self.statistics, time)
+                squared += (np.nan_to_num(error) ** 2 * area).sum(axis=(0, 2, 3))
+                seen += (np.isfinite(error) * area).sum(axis=(0, 2, 3))
+        names = self.manifest.spec.channel_names[: network.n_decoded]
+        rmse = np.sqrt(squared / np.where(seen > 0, seen, np.nan))
+        return {f"rmse/{name}": float(value) for name, value in zip(names, rmse, strict=True) if np.isfinite(value)}
+
+
+def reconstruction_error(
+    x_BCHW: np.ndarray, decoded_BCHW: np.ndarray, statistics: Statistics, time: np.ndarray
+) -> np.ndarray:
+    """Decoded minus true in physical units, for the channels that are decoded; NaN where the truth is missing."""
+    padded = x_BCHW.copy()
+    padded[:, : decoded_BCHW.shape[1]] = decoded_BCHW
+    error = statistics.physical(padded, time) - statistics.physical(x_BCHW, time)
+    return error[:, : decoded_BCHW.shape[1]]
+
+
+def _evenly(windows: np.ndarray, limit: int) -> np.ndarray:
+    """At most ``limit`` of them, evenly spread."""
+    return windows[np.linspace(0, len(windows) - 1, min(limit, len(windows))).round().astype(int)]
