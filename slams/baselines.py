@@ -14,6 +14,7 @@ where observations are poor, both interpolations may be worse than climatology.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -78,8 +79,12 @@ def interpolation(seen: Gridded, grid: Grid, background_LCHW: np.ndarray) -> np.
 
 def anomaly_interpolation(seen: Gridded, grid: Grid, climatology_LCHW: np.ndarray) -> np.ndarray:
     """Climatology plus the interpolated departures of the observations from it, x_LCHW."""
-    expected = observe(seen.operator, torch.from_numpy(climatology_LCHW)).numpy()
-    departures = Gridded(seen.name, seen.operator, seen.value - expected, seen.error_std, seen.mask)
+    if seen.weight_HW is None:
+        expected = observe(seen.operator, torch.from_numpy(climatology_LCHW)).numpy()
+    else:
+        counted = np.where(seen.weight_HW > 0, climatology_LCHW, 0).astype(np.float32)
+        expected = observe(seen.operator, torch.from_numpy(counted), torch.from_numpy(seen.weight_HW)).numpy()
+    departures = replace(seen, value=seen.value - expected)
     x_LCHW: np.ndarray = climatology_LCHW + interpolation(departures, grid, np.zeros_like(climatology_LCHW))
     return x_LCHW
 

@@ -97,6 +97,19 @@ def test_climatology_observed_gives_climatology(operator):
     np.testing.assert_allclose(found, known, rtol=3e-7)
 
 
+def test_cells_that_count_nothing_do_not_enter():
+    """Gauges stand on land: an ocean without any climatology changes nothing on land."""
+    land = np.zeros(GRID.shape, np.float32)
+    land[:, :18] = 1  # so that some blocks are half ocean
+    known = baselines.climatology(statistics(), DAYS)
+    operator = Operator("block_mean", 4)
+    counts = observed(operator, land[None, None]).value
+    value = np.where(counts > 0, observed(operator, known * land).value / np.maximum(counts, 1e-9), np.nan)
+    seen = Gridded("temperature", operator, value, np.ones_like(value), np.isfinite(value), land)
+    found = baselines.anomaly_interpolation(seen, GRID, np.where(land > 0, known, np.nan).astype(np.float32))
+    np.testing.assert_allclose(found[..., :18], known[..., :18], rtol=1e-5)
+
+
 @each_operator
 def test_a_departure_equal_everywhere_is_kept(operator):
     known = baselines.climatology(statistics(), DAYS)

@@ -1,0 +1,180 @@
+"""What a verification compares: the products of a run, the truth, and the systems they have to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sample.config import SampleConfig
+from sample.figures import Example
+from slams import baselines
+from slams.autoencoder import Autoencoder, PaperAutoencoder
+from slams.contracts.analysis import Analysis, open_analysis
+from slams.contracts.archive import Archive, open_archive
+from slams.contracts.bundle import Bundle, open_bundle
+from slams.contracts.envelope import ContractError
+from slams.contracts.observations import Gridded, Observations, open_observations
+from slams.model import open_autoencoder
+from slams.spec import Grid, Modality, StateSpec
+from slams.statistics import Statistics
+
+Reconstruction = tuple[Bundle, Autoencoder | PaperAutoencoder]
+Interpolation = Callable[[Gridded, Grid, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is compared: products, truth, and what the baselines are made from. Channels are the products'."""
+
+    products: dict[str, Analysis]
+    archive: Archive
+    observations: Observations
+    climatology: Statistics
+    reconstruction: Reconstruction | None
+
+    @property
+    def analysis(self) -> Analysis:
+        return self.products["analysis"]
+
+    @property
+    def spec(self) -> StateSpec:
+        return self.analysis.spec
+
+    @property
+    def time(self) -> np.ndarray:
+        return self.analysis.time
+
+    @property
+    def state(self) -> Modality:
+        """What is analysed: the first modality in that role."""
+        return next(m for m in self.spec.modalities if m.role == "state")
+
+    def truth(self, where: int) -> np.ndarray:
+        """x_CHW of a date.
+
+        Raises:
+            ContractError: a level of the state is missing altogether.
+        """
+        day = self.time[where : where + 1]
+        x_CHW: np.ndarray = _select(self.archive.read(self.archive.index_of(day)), self.archive.spec, self.spec)[0]
+        if np.isnan(x_CHW[self.spec.channels(self.state.name)]).all(axis=(1, 2)).any():
+            raise ContractError(f"{self.archive.path}: has no {self.state.name} on {day[0]} to verify against")
+        return x_CHW
+
+    def systems(self, where: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Each system's members of a date, x_MCHW; NaN in modalities it does not know."""
+        day = self.time[where : where + 1]
+        for name, product in self.products.items():
+            yield name, product.read(where)
+        known = _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
+        seen = self.observed(day)
+        yield "anomaly_interpolation", self._each(known, seen, baselines.anomaly_interpolation)
+        yield "interpolation", self._each(known, seen, baselines.interpolation)
+        yield "climatology", known
+        yield "autoencoder", self._reconstructed(day)
+
+    def observed(self, day: np.ndarray) -> dict[str, Gridded]:
+        """What was observed of the products' modalities."""
+        names = [name for name in self.observations.names if name in self.spec.names]
+        return {name: self.observations.read(name, day) for name in names}
+
+    def _each(self, known_LCHW: np.ndarray, seen: dict[str, Gridded], method: Interpolation) -> np.ndarray:
+        """An interpolation, modality by modality; climatology where a modality was not observed."""
+        x_LCHW = known_LCHW.copy()
+        for name, gridded in seen.items():
+            part = self.spec.channels(name)
+            x_LCHW[:, part] = method(gridded, self.spec.grid, known_LCHW[:, part])
+        return x_LCHW
+
+    def _reconstructed(self, day: np.ndarray) -> np.ndarray:
+        truth = self.archive.read(self.archive.index_of(day))
+        if self.reconstruction is None:
+            return _select(truth, self.archive.spec, self.spec)
+        bundle, network = self.reconstruction
+        statistics = bundle.statistics()
+        given = statistics.standardise(_select(truth, self.archive.spec, bundle.spec), day)
+        with torch.inference_mode():
+            decoded = network.decode(network.encode(torch.from_numpy(given))).numpy()
+        x_LCHW = np.full(given.shape, np.nan, np.float32)
+        x_LCHW[:, : decoded.shape[1]] = decoded
+        return _select(statistics.physical(x_LCHW, day), bundle.spec, self.spec)
+
+    def example(self, where: int) -> Example:
+        """A date for the maps."""
+        static = self.climatology.static
+        coast = static.get("land_fraction")
+        if coast is None and "precipitation" in self.archive.spec.names:
+            rain = self.archive.spec.channels("precipitation")
+            coast = self.climatology.observed[rain][0].astype(np.float32)
+        day = self.time[where : where + 1]
+        members = self.analysis.read(where)
+        return Example(day[0], self.spec, coast, self.truth(where), members, self.observed(day))
+
+
+def _select(x_LCHW: np.ndarray, given: StateSpec, wanted: StateSpec) -> np.ndarray:
+    """The wanted modalities' channels; NaN where one is not given."""
+    shape = (len(x_LCHW), wanted.n_channels, *wanted.grid.shape)
+    chosen = np.full(shape, np.nan, np.float32)
+    for name in wanted.names:
+        if name in given.names:
+            chosen[:, wanted.channels(name)] = x_LCHW[:, given.channels(name)]
+    return chosen
+
+
+def open_case(config: SampleConfig) -> Case:
+    """Open what a run's verification needs.
+
+    Raises:
+        ContractError: a product is missing, unfinished or has holes, or products, truth and observations do not
+            belong together.
+    """
+    products = _open_products(Path(config.folder))
+    first = products["analysis"]
+    archive, observations = open_archive(config.archive), open_observations(config.observations)
+    for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
+        _check_same_fields(first, path, spec)
+    archive.index_of(first.time)
+    bundle = open_bundle(config.autoencoder) if config.autoencoder else None
+    if bundle is not None:
+        _check_same_fields(first, bundle.folder, bundle.spec)
+    reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
+    return Case(products, archive, observations, _climatology(archive), reconstruction)
+
+
+def _open_products(folder: Path) -> dict[str, Analysis]:
+    paths = sorted(folder.glob("analysis*.zarr"), key=lambda path: path.stem)
+    found = {path.stem: open_analysis(path) for path in paths}
+    first = found.get("analysis") or open_analysis(folder / "analysis.zarr")
+    for product in found.values():
+        if not product.is_complete:
+            raise ContractError(f"{product.path}: is not finished; run `python -m sample` again to finish it")
+        if product.spec != first.spec:
+            raise ContractError(f"{product.path}: holds other fields or another grid than {first.path}")
+        if not np.array_equal(product.time, first.time):
+            raise ContractError(f"{product.path}: holds other valid days than {first.path}")
+    if not any(m.role == "state" for m in first.spec.modalities):
+        raise ContractError(f"{first.path}: holds no state to verify, only {', '.join(first.spec.names)}")
+    return found
+
+
+def _check_same_fields(product: Analysis, path: Path, spec: StateSpec) -> None:
+    if spec.grid != product.spec.grid:
+        shapes = f"{spec.grid.shape}, but {product.path} one of {product.spec.grid.shape}"
+        raise ContractError(f"{path}: has a grid of {shapes}")
+    for modality in product.spec.modalities:
+        if modality.name in spec.names and spec.modality(modality.name) != modality:
+            raise ContractError(f"{path}: levels or units of {modality.name} are not those of {product.path}")
+
+
+def _climatology(archive: Archive) -> Statistics:
+    """The archive's own, or, where it was standardised by single numbers, one fitted to its train years."""
+    statistics = archive.statistics()
+    if statistics.harmonics.shape[-2:] == archive.spec.grid.shape:
+        return statistics
+    blocks = archive.blocks(archive.days("train"))
+    fitted = baselines.fit_climatology((archive.time[block], archive.read(block)) for block in blocks)
+    return Statistics(fitted.harmonics, fitted.std, fitted.log1p, statistics.observed, statistics.static)

@@ -1,0 +1,258 @@
+"""Figures of a verification: profiles of the scores, maps of one date, and the rank histogram.
+
+Maps are plain latitude-longitude with Greenwich in the middle; the coast is where half of a cell is land.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from slams.contracts.observations import Gridded
+from slams.spec import Grid, Modality, StateSpec
+
+INK, MUTED, UNSEEN = "#1c2733", "#5b6770", "#e7e9ec"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+SCORES = {"rmse": "RMSE of the mean", "crps": "CRPS", "spread_skill": "spread-skill ratio"}
+# Okabe and Ito's colours, told apart by every eye
+BASELINES = {
+    "anomaly_interpolation": ("#d55e00", "-"),
+    "interpolation": ("#e69f00", "-"),
+    "climatology": ("#8a8f94", "-"),
+    "autoencoder": ("#009e73", ":"),
+}
+WITHHELD = (("#56b4e9", "--"), ("#cc79a7", "--"), ("#0072b2", "-."), ("#f0e442", "--"))
+# Even in lightness; longwave as a satellite shows it, cold cloud tops white
+COLOURS = {"state": "plasma", "in_situ": "YlGnBu", "ex_situ": "gray_r"}
+COAST = {"gray_r": "#e69f00"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One date of the verification, x_CHW in physical units.
+
+    Arguments:
+        day: the valid day.
+        coast: land fraction, or where rain is ever observed, (H, W); None where neither is known.
+        observed: what was assimilated, by modality.
+    """
+
+    day: np.datetime64
+    spec: StateSpec
+    coast: np.ndarray | None
+    truth: np.ndarray
+    members: np.ndarray
+    observed: dict[str, Gridded]
+
+    @property
+    def mean(self) -> np.ndarray:
+        return np.asarray(self.members.mean(axis=0))
+
+    @property
+    def spread(self) -> np.ndarray:
+        if len(self.members) == 1:
+            return np.zeros_like(self.members[0])
+        return np.asarray(self.members.std(axis=0, ddof=1))
+
+
+def label(system: str) -> str:
+    """A system's name for people."""
+    return system.replace("-without-", " without ").replace("_", " ")
+
+
+def shown(scores: dict[str, Any], systems: dict[str, Any]) -> dict[str, Any]:
+    """The systems worth showing: a run without autoencoder has the truth in its place."""
+    return {name: found for name, found in systems.items() if name != "autoencoder" or scores["has_autoencoder"]}
+
+
+def shown_channel(modality: Modality, wanted_hpa: int = 500) -> int:
+    """The level nearest 500 hPa, as a channel of the modality."""
+    levels = np.asarray(modality.level_hpa or (wanted_hpa,))
+    return int(np.abs(levels - wanted_hpa).argmin())
+
+
+def profiles(scores: dict[str, Any]) -> Figure | None:
+    """Each score of each system against pressure; None for a state without levels."""
+    levels_hpa = scores["levels_hpa"]
+    if not levels_hpa:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.9))
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
+            _profile(axes, scores, score, title, levels_hpa)
+        _pressure_axis(panels[0], levels_hpa)
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _profile(axes: Axes, scores: dict[str, Any], score: str, title: str, levels_hpa: list[int]) -> None:
+    withheld = iter(WITHHELD * len(scores["systems"]))
+    for system, found in shown(scores, scores["systems"]).items():
+        if score == "spread_skill" and scores["ensemble_size"][system] == 1:
+            continue
+        colour, dashes = ("#0b3d91", "-") if system == "analysis" else BASELINES.get(system) or next(withheld)
+        width, order = (2.4, 3) if system == "analysis" else (1.4, 2)
+        values = [found[score][str(level)] for level in levels_hpa]
+        style: dict[str, Any] = {"color": colour, "lw": width, "zorder": order, "marker": "o", "ms": 3}
+        axes.plot(values, levels_hpa, dashes, label=label(system), **style)
+    if score == "spread_skill":
+        axes.axvline(1, color=MUTED, lw=0.8, zorder=1)
+        axes.text(1, 1.01, "reliable", color=MUTED, fontsize=8, ha="center", transform=axes.get_xaxis_transform())
+        axes.set_xlim(0, max(1.25, axes.get_xlim()[1]))
+    else:
+        axes.set_xlim(left=0)
+        axes.set_xlabel(scores["units"])
+    axes.set_title(title, pad=14)
+    axes.grid(color="#d8dce0", lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _pressure_axis(axes: Axes, levels_hpa: list[int]) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(max(levels_hpa) * 1.12, min(levels_hpa) / 1.12)
+    axes.yaxis.set_major_locator(FixedLocator([level for level in levels_hpa if level != 925]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("pressure (hPa)")
+
+
+def state_maps(example: Example, modality: Modality) -> Figure:
+    """Truth, observation, analysis mean; one member, spread, error."""
+    channel = shown_channel(modality)
+    part = example.spec.channels(modality.name).start + channel
+    truth, mean, units = example.truth[part], example.mean[part], modality.units
+    norm, colours = _norm(modality, truth), COLOURS[modality.role]
+    error, spread = mean - truth, example.spread[part]
+    # over-large errors of single cells would bleach the map
+    largest = float(np.nanpercentile(np.abs(error), 99.5)) or 1.0
+    at = f" at {modality.level_hpa[channel]} hPa" if modality.level_hpa else ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 5.3))
+        panels = figure.subplots(2, 3, sharex=True, sharey=True)
+        seen = _painted(example.observed.get(modality.name), channel, example.spec.grid)
+        _map(panels[0, 0], example, truth, "truth", units, colours, norm)
+        _map(panels[0, 1], example, seen, "observed", units, colours, norm)
+        _map(panels[0, 2], example, mean, f"analysis, mean of {len(example.members)}", units, colours, norm)
+        _map(panels[1, 0], example, example.members[0, part], "analysis, member 0", units, colours, norm)
+        upper = max(largest, float(np.nanmax(spread)))
+        _map(panels[1, 1], example, spread, "spread", units, "BuPu", Normalize(0, upper))
+        signed = Normalize(-largest, largest)
+        _map(panels[1, 2], example, error, "error of the mean", units, "RdBu_r", signed)
+        figure.suptitle(f"{modality.name.capitalize()}{at}, {example.day}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def surface_maps(example: Example, modalities: list[Modality]) -> Figure:
+    """Truth, observation and analysis mean of the other modalities, one a row."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 2.55 * len(modalities) + 0.3))
+        panels = figure.subplots(len(modalities), 3, sharex=True, sharey=True, squeeze=False)
+        for row, modality in zip(panels, modalities, strict=True):
+            channel = shown_channel(modality)
+            part = example.spec.channels(modality.name).start + channel
+            truth, seen = example.truth[part], example.observed.get(modality.name)
+            fields = {
+                "truth": truth,
+                "observed": _painted(seen, channel, example.spec.grid),
+                "analysis mean": example.mean[part],
+            }
+            for axes, (name, field) in zip(row, fields.items(), strict=True):
+                title = f"{_short(modality)}, {name}"
+                _map(axes, example, field, title, modality.units, COLOURS[modality.role], _norm(modality, truth))
+        figure.suptitle(str(example.day), x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def _short(modality: Modality) -> str:
+    return modality.name.upper() if len(modality.name) <= 3 else modality.name
+
+
+def _norm(modality: Modality, truth: np.ndarray) -> Normalize:
+    """The truth's range, for every panel of a modality; rain on a scale that shows drizzle beside storms."""
+    low, high = (float(v) for v in np.nanpercentile(truth, (0.5, 99.5)))
+    if modality.role == "in_situ":
+        return PowerNorm(0.5, 0, max(high, 1.0))
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _painted(seen: Gridded | None, channel: int, grid: Grid) -> np.ndarray | None:
+    """Observations on the full grid: a block mean fills its block, a sub-sample its one cell."""
+    if seen is None:
+        return None
+    value, f = np.where(seen.mask, seen.value, np.nan)[0, channel], seen.operator.factor
+    if seen.operator.kind != "subsample":
+        return np.repeat(np.repeat(value, f, axis=0), f, axis=1)
+    painted = np.full(grid.shape, np.nan)
+    painted[f // 2 :: f, f // 2 :: f] = value
+    return painted
+
+
+def _map(
+    axes: Axes, example: Example, field: np.ndarray | None, title: str, units: str, colours: str, norm: Normalize
+) -> None:
+    """One field with its colour bar; no field reads `not observed`."""
+    grid = example.spec.grid
+    half = grid.n_longitude // 2
+    edges = np.concatenate([grid.longitude_bounds[half:-1] - 360, grid.longitude_bounds[: half + 1]])
+    axes.set_facecolor(UNSEEN)
+    axes.set_title(title)
+    if field is None:
+        axes.text(0, 0, "not observed", ha="center", va="center", color=MUTED)
+    else:
+        rolled = np.ma.masked_invalid(np.roll(field, -half, axis=1))
+        drawn = axes.pcolormesh(edges, grid.latitude_bounds, rolled, cmap=colours, norm=norm, rasterized=True)
+        bar = axes.figure.colorbar(drawn, ax=axes, orientation="horizontal", pad=0.02, fraction=0.05, aspect=40)
+        bar.outline.set_visible(False)
+        bar.set_label(units, fontsize=8, labelpad=1)
+        bar.ax.tick_params(labelsize=8, length=2)
+    if example.coast is not None and example.coast.min() < 0.5 <= example.coast.max():
+        _coast(axes, example.coast, grid, COAST.get(colours, INK))
+    axes.set(xlim=(-180, 180), ylim=(-90, 90), aspect="equal", xticks=(), yticks=())
+
+
+def _coast(axes: Axes, coast: np.ndarray, grid: Grid, colour: str) -> None:
+    """Where half of a cell is land, closed across the date line."""
+    half = grid.n_longitude // 2
+    rolled = np.pad(np.roll(coast, -half, axis=1), ((0, 0), (1, 1)), mode="wrap")
+    centres = np.roll(grid.longitude, -half)
+    centres = np.where(centres >= 180, centres - 360, centres)
+    longitude = np.concatenate([[centres[-1] - 360], centres, [centres[0] + 360]])
+    axes.contour(longitude, grid.latitude, rolled, levels=[0.5], colors=[colour], linewidths=0.7)
+
+
+def rank_histogram(ranks_CR: np.ndarray) -> Figure:
+    """Share of the truth at each rank among the members, all levels pooled, as a multiple of what is expected."""
+    relative = ranks_CR.mean(axis=0) * ranks_CR.shape[1]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 2.7))
+        axes = figure.subplots()
+        axes.bar(range(len(relative)), relative, width=0.86, color="#3f7cc4")
+        axes.axhline(1, color=INK, lw=0.9)
+        axes.text(1.005, 1, "flat", transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=MUTED)
+        axes.set(xlabel="members below the truth", ylabel="share, relative to flat")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,345 @@
+"""One page that says how good a run is: sentences, tables, figures, provenance; no network needed to read it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sample import figures
+from sample.config import SampleConfig
+from sample.figures import Example, label
+from slams.config import to_yaml
+
+DPI = 130
+PHONE_INCHES = 7  # a broader figure would be too small on a phone, and is scrolled instead
+# A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
+RELIABLE_WITHIN = 0.1
+FEW_BLOCKS = 10
+PROFILE_WORDS = "Scores by level, on a logarithmic pressure axis."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system's line in the tables, as text."""
+
+    system: str
+    rmse: str
+    interval: str
+    crps: str
+    spread_skill: str
+
+
+def rows(scores: dict[str, Any]) -> list[Row]:
+    """The table of the state, one row a system."""
+    found = []
+    for system, score in figures.shown(scores, scores["systems"]).items():
+        interval = scores["confidence"]["systems"][system]["rmse"].get("interval")
+        alone = scores["ensemble_size"][system] == 1
+        numbers = [f"{score[name]['mean']:.2f}" for name in ("rmse", "crps", "spread_skill")]
+        between = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+        found.append(Row(system, numbers[0], between, numbers[1], "-" if alone else numbers[2]))
+    return found
+
+
+def sentences(scores: dict[str, Any]) -> list[str]:
+    """What the numbers say, in words: the analysis and its rivals, its spread, how sure all this is."""
+    return [sentence for sentence in (_skill(scores), _spread(scores), _certainty(scores)) if sentence]
+
+
+def costs(scores: dict[str, Any]) -> list[str]:
+    """What withholding each modality cost, in words."""
+    return [_cost(scores, name, pair["rmse"]) for name, pair in scores["withholding"].items()]
+
+
+def _skill(scores: dict[str, Any]) -> str:
+    """The RMSE beside that of the hardest baseline."""
+    systems, units = scores["systems"], scores["units"]
+    own = systems["analysis"]["rmse"]["mean"]
+    rivals = {name: systems[name]["rmse"]["mean"] for name in figures.BASELINES if name != "autoencoder"}
+    rival = min(rivals, key=lambda name: rivals[name])
+    difference = scores["confidence"]["analysis_minus"][rival]["rmse"]
+    text = f"The analysis has a {scores['variable']} RMSE of {own:.2f} {units}{_between(scores, 'analysis')}"
+    if difference["value"] >= 0:
+        return f"{text}; it does not beat {label(rival)} ({rivals[rival]:.2f} {units})."
+    percent = round(100 * (1 - own / rivals[rival]))
+    doubt = "" if _excludes_zero(difference) else ", a difference that these dates cannot tell from none"
+    return f"{text}, {percent} % below {label(rival)} ({rivals[rival]:.2f} {units}), the best of the baselines{doubt}."
+
+
+def _between(scores: dict[str, Any], system: str) -> str:
+    interval = scores["confidence"]["systems"][system]["rmse"].get("interval")
+    return f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+
+
+def _excludes_zero(pair: dict[str, Any]) -> bool:
+    return "interval" in pair and (pair["interval"][0] > 0 or pair["interval"][1] < 0)
+
+
+def _spread(scores: dict[str, Any]) -> str:
+    if scores["members"] == 1:
+        return ""
+    ratio = scores["systems"]["analysis"]["spread_skill"]["mean"]
+    if abs(ratio - 1) <= RELIABLE_WITHIN:
+        verdict = "its members are about as far apart as they are from the truth, as they should be"
+    else:
+        verdict = "it is over-confident" if ratio < 1 else "it is less sure than it could be"
+    return f"Its spread-skill ratio is {ratio:.2f}: {verdict}."
+
+
+def _cost(scores: dict[str, Any], name: str, pair: dict[str, Any]) -> str:
+    """What a withheld modality was worth."""
+    text = f"Withholding {name} changes the RMSE by {pair['value']:+.3f} {scores['units']}"
+    if "interval" not in pair:
+        return f"{text}; these dates are too few to say how surely."
+    low, high = pair["interval"]
+    verdict = "excludes 0" if _excludes_zero(pair) else "includes 0, so no effect is shown"
+    return f"{text} (95 % interval {low:+.3f} to {high:+.3f}, which {verdict})."
+
+
+def _certainty(scores: dict[str, Any]) -> str:
+    n_blocks, n_dates = scores["confidence"]["blocks"], len(scores["dates"])
+    if n_blocks >= FEW_BLOCKS:
+        return ""
+    dates, blocks = _count(n_dates, "date"), _count(n_blocks, "independent block")
+    what = "intervals are rough" if n_blocks > 1 else "no interval can be given"
+    return f"The {dates} make {blocks} of at most five days: {what}."
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def write(
+    folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.ndarray, config: SampleConfig
+) -> Path:
+    """Write report.html, maps.png and profiles.png into a folder; returns the page's path.
+
+    Arguments:
+        ranks_CR: rank histogram of each level of the state.
+    """
+    state = example.spec.modality(scores["variable"])
+    others = [m for m in example.spec.modalities if m.name in scores["other_modalities"]]
+    profiles = figures.profiles(scores)
+    parts = {
+        "title": html.escape(f"Verification of {Path(config.folder).name}"),
+        "subtitle": _subtitle(scores, example),
+        "summary": " ".join(html.escape(s) for s in sentences(scores)),
+        "cards": _cards(scores),
+        "table": _table(scores),
+        "costs": _costs(scores),
+        "profiles": _figure(profiles, PROFILE_WORDS, folder / "profiles.png") if profiles else "",
+        "levels": _levels(scores),
+        "maps": _figure(figures.state_maps(example, state), _map_words(example), folder / "maps.png"),
+        "ranks": _ranks(ranks_CR),
+        "others": _others(scores, figures.surface_maps(example, others) if others else None),
+        "autoencoder": _autoencoder_words(scores),
+        "config": html.escape(to_yaml(config)),
+        "provenance": _provenance(scores),
+    }
+    page = folder / "report.html"
+    page.write_text(PAGE.substitute(parts), encoding="utf-8")
+    return page
+
+
+def _provenance(scores: dict[str, Any]) -> str:
+    """All but the configuration, which stands by itself."""
+    told = {name: value for name, value in scores["provenance"].items() if name != "config"}
+    return html.escape(json.dumps(told, indent=1))
+
+
+def _subtitle(scores: dict[str, Any], example: Example) -> str:
+    dates = scores["dates"]
+    when = f"{_count(len(dates), 'date')}, {dates[0]} to {dates[-1]}" if len(dates) > 1 else dates[0]
+    rows, columns = example.spec.grid.shape
+    return f"{when} &middot; {_count(scores['members'], 'member')} &middot; {rows} by {columns} cells"
+
+
+def _cards(scores: dict[str, Any]) -> str:
+    """The numbers to see first."""
+    own, units = scores["systems"]["analysis"], scores["units"]
+    rival = scores["systems"]["anomaly_interpolation"]["rmse"]["mean"]
+    cards = [
+        (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
+        (f"{own['crps']['mean']:.2f} {units}", "CRPS"),
+        (f"{own['spread_skill']['mean']:.2f}" if scores["members"] > 1 else "-", "spread-skill (1 is reliable)"),
+        (f"{rival:.2f} {units}", "RMSE of anomaly interpolation"),
+    ]
+    return "".join(f"<div><b>{html.escape(number)}</b><span>{name}</span></div>" for number, name in cards)
+
+
+def _table(scores: dict[str, Any]) -> str:
+    """The state's scores, the best of those that may compete in bold."""
+    units = html.escape(scores["units"])
+    heads = [f"RMSE ({units})", f"95 % interval ({units})", f"CRPS ({units})", "spread-skill"]
+    body = []
+    for row in rows(scores):
+        best = [row.system == _best(scores["systems"], score) for score in ("rmse", "crps", "spread_skill")]
+        cells = [_bold(row.rmse, best[0]), row.interval, _bold(row.crps, best[1]), _bold(row.spread_skill, best[2])]
+        body.append((label(row.system), cells))
+    return _html_table(heads, body)
+
+
+def _costs(scores: dict[str, Any]) -> str:
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in costs(scores))
+    return f"<h3>What each observation is worth</h3><ul>{items}</ul>" if items else ""
+
+
+def _best(systems: dict[str, Any], score: str) -> str:
+    """The best system but the autoencoder, which has seen the truth."""
+    rivals = {name: found[score]["mean"] for name, found in systems.items() if name != "autoencoder"}
+    return min(rivals, key=lambda name: abs(rivals[name] - 1) if score == "spread_skill" else rivals[name])
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"<b>{text}</b>" if best and text != "-" else text
+
+
+def _html_table(heads: Iterable[str], body: Iterable[tuple[str, list[str]]]) -> str:
+    head = "".join(f"<th>{text}</th>" for text in ("", *heads))
+    lines = "".join(
+        f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+        for name, cells in body
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _levels(scores: dict[str, Any]) -> str:
+    """Every number by level, folded away."""
+    if not scores["levels_hpa"]:
+        return ""
+    tables = []
+    for score, title in figures.SCORES.items():
+        units = "" if score == "spread_skill" else f" ({html.escape(scores['units'])})"
+        body = [
+            (label(name), [f"{found[score][str(level)]:.2f}" for level in scores["levels_hpa"]])
+            for name, found in figures.shown(scores, scores["systems"]).items()
+            if score != "spread_skill" or scores["ensemble_size"][name] > 1
+        ]
+        if body:
+            tables.append(f"<h3>{title}{units}</h3>" + _html_table([f"{v} hPa" for v in scores["levels_hpa"]], body))
+    return f"<details><summary>All numbers by level</summary>{''.join(tables)}</details>"
+
+
+def _others(scores: dict[str, Any], maps: Figure | None) -> str:
+    """Tables and maps of the modalities beside the state."""
+    if maps is None:
+        return ""
+    found = []
+    for name, table in scores["other_modalities"].items():
+        units, systems = html.escape(table["units"]), figures.shown(scores, table["systems"])
+        body = [
+            (label(system), [_bold(f"{v[s]['mean']:.2f}", system == _best(systems, s)) for s in ("rmse", "crps")])
+            for system, v in systems.items()
+        ]
+        found.append(f"<h3>{html.escape(name)}</h3>" + _html_table([f"RMSE ({units})", f"CRPS ({units})"], body))
+    words = "Verified where the truth is known (rain: land). Interpolation of what was not observed is climatology."
+    return f"<h2>Other modalities</h2>{''.join(found)}" + _figure(maps, words)
+
+
+def _map_words(example: Example) -> str:
+    return (
+        f"{example.day}, the date whose error is the median of all dates. Grey: not observed, or no value. "
+        "Spread and error have the same scale, so that they can be compared by eye."
+    )
+
+
+def _ranks(ranks_CR: np.ndarray) -> str:
+    """The rank histogram and the share of truth outside the ensemble."""
+    n_ranks = ranks_CR.shape[1]
+    if n_ranks < 3:
+        return ""
+    outside = 100 * float(ranks_CR[:, [0, -1]].sum(axis=1).mean())
+    words = (
+        f"How often the truth takes each rank among the members, all levels together. It lies outside the ensemble in "
+        f"{outside:.1f} % of cells; {200 / n_ranks:.1f} % is expected. A U shape is too little spread, a dome too much."
+    )
+    return "<h2>Rank histogram</h2>" + _figure(figures.rank_histogram(ranks_CR), words)
+
+
+def _autoencoder_words(scores: dict[str, Any]) -> str:
+    if scores["has_autoencoder"]:
+        return "<i>Autoencoder</i> is the truth encoded and decoded, the best that its latent space can hold."
+    return ""
+
+
+def _figure(figure: Figure, words: str, path: Path | None = None) -> str:
+    """A figure inside the page, and as a file where a path is given."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    if path is not None:
+        path.write_bytes(drawn.getvalue())
+    source = base64.b64encode(drawn.getvalue()).decode()
+    caption = html.escape(words)
+    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
+    broad = " broad" if figure.get_figwidth() > PHONE_INCHES else ""
+    return f'<figure><div class="wide{broad}">{image}</div><figcaption>{caption}</figcaption></figure>'
+
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { --ink: #1c2733; --muted: #5b6770; --line: #dfe3e7; --accent: #0b3d91; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.1rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
+p { max-width: 46rem; }
+.muted, figcaption { color: var(--muted); font-size: .9rem; }
+.summary { font-size: 1.1rem; margin: 1.2rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; }
+.cards div { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
+.cards b { display: block; font-size: 1.55rem; color: var(--accent); font-variant-numeric: tabular-nums; }
+.cards span { color: var(--muted); font-size: .85rem; }
+.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
+th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+thead th { color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); }
+tbody th { text-align: left; font-weight: 500; }
+td b { color: var(--accent); }
+figure { margin: 1.2rem 0; }
+img { max-width: 100%; height: auto; display: block; }
+.broad img { min-width: 44rem; }
+ul { padding-left: 1.2rem; max-width: 46rem; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
+pre { background: #f5f6f8; border-radius: .5rem; padding: .9rem; overflow-x: auto; font-size: .82rem; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="muted">$subtitle</p>
+<p class="summary">$summary</p>
+<div class="cards">$cards</div>
+<h2>Scores</h2>
+$table
+<p class="muted">Area-weighted means over all cells, dates and levels; bold is best. The baselines are given the same
+observations as the analysis; a single field has no spread, and its CRPS is its mean absolute error. $autoencoder</p>
+$costs
+$profiles
+$levels
+<h2>One date</h2>
+$maps
+$ranks
+$others
+<h2>Where it comes from</h2>
+<p>To make this page again: <code>python -m sample verify CONFIG</code>, with this configuration.</p>
+<details><summary>Configuration</summary><pre>$config</pre></details>
+<details><summary>Versions and checksums</summary><pre>$provenance</pre></details>
+</body>
+</html>
+""")
