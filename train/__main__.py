@@ -12,9 +12,9 @@ from slams.contracts.shards import open_shards
 from train.config import TrainConfig
 from train.data import TRAIN, steps_per_epoch
 from train.engine import resolve_precision
-from train.loop import NonFiniteStepError, finished, initial_task, train
+from train.loop import FAILED, NonFiniteStepError, finished, initial_task, train
 
-MISTAKE, FAILED = 2, 1
+MISTAKE = 2
 
 
 def dry_run(config: TrainConfig) -> int:

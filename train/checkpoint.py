@@ -87,14 +87,14 @@ class Checkpoints:
             raise ContractError(f"{folder}: was made with another {', '.join(other)}; choose another folder")
         if state["processes"] != self._processes():
             raise ContractError(
-                f"{folder}: was written by {state['processes']}; start it with {self._processes()} in another folder, "
-                "or go on as it began"
+                f"{folder}: was written by {state['processes']}, but this is {self._processes()}; "
+                "go on as it began, or choose another folder"
             )
 
     def _processes(self) -> str:
         """What the files depend on: ZeRO writes a file for each process."""
         stage = self.engine.config.zero_stage
-        return f"ZeRO stage {stage} on {self.world.size} processes" if stage else "ZeRO stage 0"
+        return f"ZeRO stage {stage} with {self.world.size} process(es)" if stage else "ZeRO stage 0"
 
     def _ema_rank(self) -> int:
         return self.world.rank if self.engine.config.zero_stage == 3 else 0

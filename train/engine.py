@@ -190,6 +190,8 @@ class Engine:
         )
         if config.channels_last and config.zero_stage == 0:  # after initialize, which sends the weights as bytes
             task.to(memory_format=torch.channels_last)
+        # One process has nobody to ask: flattening and copying the gradient would be for nothing.
+        self._engine.enable_backward_allreduce = world.size > 1 or config.zero_stage > 0
         self.parameters = list(task.parameters())
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

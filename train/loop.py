@@ -33,7 +33,8 @@ from train.optim import Ema, build_optimizer, learning_rate
 from train.telemetry import Meter, Telemetry
 from train.validation import Validation
 
-DONE, STOPPED_EARLY = 0, 75  # EX_TEMPFAIL: the same command goes on
+DONE, FAILED, STOPPED_EARLY = 0, 1, 75  # EX_TEMPFAIL: the same command goes on
+NAMED_WINDOWS = 32
 log = logging.getLogger("slams.train")
 
 
@@ -73,10 +74,13 @@ def train(config: TrainConfig) -> int:
     manifest = open_shards(config.shards)
     with opened_world(config.engine) as world:
         run = Run(config, manifest, world)
-        status = run.train(stop)
-        if status == DONE:
-            run.export()
-        run.telemetry.close(status)
+        status = FAILED
+        try:
+            status = run.train(stop)
+            if status == DONE:
+                run.export()
+        finally:
+            run.telemetry.close(status)
     return status
 
 
@@ -162,10 +166,11 @@ class Run:
         """One optimizer step; whether any process was asked to stop."""
         # What a network draws for itself (dropout) is keyed by step and process.
         torch.manual_seed(rng.seed(self.config.seed, "init", self.step, self.world.rank) % 2**63)
-        n_micro, total = self.config.engine.accumulation, {}
+        n_micro, total, windows = self.config.engine.accumulation, {}, []
         for i in range(n_micro):
-            batch = self._next(batches)
-            values = self.engine.forward(batch[1])
+            portion, batch = self._next(batches)
+            windows.extend(portion.windows)
+            values = self.engine.forward(batch)
             self.engine.backward(values["loss"])
             for name, value in values.items():
                 total[name] = total.get(name, 0.0) + value.detach().float() / n_micro
@@ -174,12 +179,12 @@ class Run:
         norm = self.engine.gradient_norm()
         found = self._agree(total, norm, stop.asked)
         stopping = found.pop("stop") > 0
-        self._check_finite(found, batch)
+        self._check_finite(found, windows)
         rate = learning_rate(self.config.optim, self.step, self.config.steps)
         late = self.engine.step(rate, norm)
         if late is not None:
             found["gradient_norm"] = late
-            self._check_finite(found, batch)
+            self._check_finite(found, windows)
         self.step += 1
         self.ema.update(self.step)
         self.meter.add(found | {"learning_rate": rate})
@@ -197,10 +202,10 @@ class Run:
         values = torch.stack([*named.values(), total["loss"].new_tensor(float(stop))])
         return dict(zip([*named, "stop"], self.world.mean(values).tolist(), strict=True))
 
-    def _check_finite(self, found: dict[str, float], batch: Batch) -> None:
+    def _check_finite(self, found: dict[str, float], windows: list[int]) -> None:
         wrong = [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
-            days = ", ".join(str(self.reader.days(w)[0]) for w in batch[0].windows[:8])
+            days = ", ".join(str(self.reader.days(w)[0]) for w in windows[:NAMED_WINDOWS])
             raise NonFiniteStepError(
                 f"step {self.step}: {', '.join(wrong)}; stopped before anything was saved. "
                 f"Process {self.world.rank} had windows that begin on {days}"
