@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,8 +19,6 @@ from slams.contracts.envelope import header, is_finished, sha256, write_json, wr
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.spec import StateSpec
 from slams.statistics import Statistics
-
-TAR_BLOCK = 512
 
 
 def plan(config: ShardsConfig, whole: PrepConfig) -> list[str]:
@@ -85,13 +84,12 @@ def write_shards(
         if i % frames_per_shard == 0:
             _close(writer, folder, shards)
             shards.append({"file": f"frames-{len(shards):05d}.tar", "frames": []})
-            writer, offset = TarWriter(str(folder / shards[-1]["file"])), 0
+            writer = TarWriter(str(folder / shards[-1]["file"]), mtime=0)  # no clock: same frames, same bytes
         data, shape = encode_frame(values, keepbits), values.shape
         assert writer is not None
         writer.write({"__key__": str(time).replace("-", ""), MEMBER: data})
-        entry = {"time": str(time), "run": int(run), "offset": offset + TAR_BLOCK, "size": len(data)}
-        shards[-1]["frames"].append(entry | {"crc32": zlib.crc32(data)})
-        offset += TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+        entry = {"time": str(time), "run": int(run), "size": len(data), "crc32": zlib.crc32(data)}
+        shards[-1]["frames"].append(entry)
     _close(writer, folder, shards)
     config = document.pop("config")
     manifest = header(FORMAT, VERSION, config) | document | {"spec": spec.to_json(), "shape": list(shape)}
@@ -101,7 +99,12 @@ def write_shards(
 
 
 def _close(writer: TarWriter | None, folder: Path, shards: list[dict[str, Any]]) -> None:
-    if writer is not None:
-        writer.close()
-        path = folder / shards[-1]["file"]
-        shards[-1] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    """Close a shard and enter its size, checksum, and where each member's bytes begin."""
+    if writer is None:
+        return
+    writer.close()
+    path = folder / shards[-1]["file"]
+    with tarfile.open(path) as tar:
+        for frame, member in zip(shards[-1]["frames"], tar, strict=True):
+            frame["offset"] = member.offset_data
+    shards[-1] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
