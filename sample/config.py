@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slams.guidance import GuidanceConfig
-from slams.samplers import SamplerConfig
+from slams.posterior import GuidanceConfig, SamplerConfig
 
 
 @dataclass(frozen=True)

@@ -12,34 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from slams.denoise import Denoiser
+from slams.posterior import GuidanceConfig
 from slams.sde import CosineSDE
-
-
-@dataclass(frozen=True)
-class GuidanceConfig:
-    """Which likelihood score.
-
-    Arguments:
-        kind: ``sda``, ``mmps``, or ``none`` (draws from the prior).
-        gamma: of ``sda``, in units of the prior variance.
-        iterations: conjugate gradient steps of ``mmps``.
-    """
-
-    kind: Literal["none", "sda", "mmps"] = "mmps"
-    gamma: float = 1e-2
-    iterations: int = 3
-
-    def __post_init__(self) -> None:
-        if self.gamma < 0:
-            raise ValueError(f"gamma: {self.gamma} is not allowed; at least 0")
-        if self.iterations < 1:
-            raise ValueError(f"iterations: {self.iterations} is not allowed; at least 1")
 
 
 @dataclass(frozen=True)

@@ -10,47 +10,15 @@ Noise comes from a function of the step, so that who draws it, and beside whom, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from slams.denoise import Denoiser
+from slams.posterior import SamplerConfig
 from slams.sde import CosineSDE
 
 Noise = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How the reverse process is discretised.
-
-    Arguments:
-        kind: ``predictor_corrector`` or ``ddim``.
-        steps: reverse steps, equal in t.
-        start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Above it the
-            state is noise to within start_alpha^2 of its variance, and a network's Jacobian is poorly known.
-        corrections, tau: Langevin corrections a step and their size (predictor_corrector).
-        stochasticity: eta of DDIM, 0 to 1.
-    """
-
-    kind: Literal["predictor_corrector", "ddim"] = "ddim"
-    steps: int = 16
-    start_alpha: float = 1e-3
-    corrections: int = 1
-    tau: float = 0.5
-    stochasticity: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: {self.steps} is not allowed; at least 1")
-        if not 1e-3 <= self.start_alpha < 1:
-            raise ValueError(f"start_alpha: {self.start_alpha} is not allowed; 0.001 to below 1")
-        if self.corrections < 0 or self.tau <= 0:
-            raise ValueError(f"corrections, tau: {self.corrections}, {self.tau}; at least 0 and more than 0 are needed")
-        if not 0 <= self.stochasticity <= 1:
-            raise ValueError(f"stochasticity: {self.stochasticity} is not allowed; 0 to 1")
 
 
 def sample(denoise: Denoiser, config: SamplerConfig, sde: CosineSDE, noise: Noise) -> Tensor:
