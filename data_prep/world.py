@@ -80,8 +80,6 @@ class WorldConfig:
             raise ValueError(f"world: {name} is {getattr(self, name)!r}, allowed: {allowed}")
 
 
-# ---------------------------------------------------------------- what there is to do
-
 @dataclass(frozen=True)
 class YearFiles:
     """The files of one simulated year, and the model states on its two ends."""
@@ -172,15 +170,14 @@ def _static(config: WorldConfig) -> Path:
     return Path(config.folder).absolute() / "static.nc"
 
 
-def plan(config: WorldConfig) -> list[str]:
+def plan(config: WorldConfig, whole: object = None) -> list[str]:
     """What `run` would do, in lines for a human."""
     step, pending = TEMPERATURE_STEP_DEG[config.truncation], pending_runs(config)
     header = (f"sample world in {config.folder}: {config.first_year}-{config.last_year} at "
               f"T{config.truncation}, temperature on {round(180 / step) + 1} x {round(360 / step)} points")
     cost = sum(_cpu_s(config, run) for run in pending)
-    jobs = len(_cores(config, pending))
     footer = (f"to do: {sum(len(run.missing) for run in pending)} years in {len(pending)} runs, "
-              f"about {cost / 60:.0f} CPU minutes, {jobs} at once, about 2 GB of memory each")
+              f"about {cost / 60:.0f} CPU minutes, {len(_cores(config, pending))} at once, about 2 GB of memory each")
     return [header, *map(_describe, world_runs(config)), footer if pending else "nothing to do"]
 
 
@@ -197,17 +194,14 @@ def _cpu_s(config: WorldConfig, run: Run) -> float:
 
 def _cores(config: WorldConfig, pending: list[Run]) -> list[int | None]:
     """One core for each process that will run at once; None where the system cannot pin."""
+    cores: list[int | None] = [None] * (os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):
-        cores: list[int | None] = list(sorted(os.sched_getaffinity(0)))
-    else:
-        cores = [None] * (os.cpu_count() or 1)
+        cores = list(sorted(os.sched_getaffinity(0)))
     return cores[:min(config.jobs or len(cores), len(pending))]
 
 
-# ---------------------------------------------------------------- doing it
-
-def run(config: WorldConfig) -> None:
-    """Simulate what is missing.
+def run(config: WorldConfig, whole: object = None) -> None:
+    """Simulate what is missing. Of the whole configuration, which every stage is given, this one needs its own section.
 
     Raises ValueError for a mistake of the user's and RuntimeError when a simulation dies.
     """

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from xarray.coders import CFDatetimeCoder
 
-from data_prep.sources.files import Quantity, SourceError, find_name, lazy, open_raw
+from data_prep.sources.files import lazy, open_raw
+from data_prep.sources.quantity import Quantity, SourceError, find_name
 
 HORIZONTAL = ("latitude", "longitude")
 DIMENSIONS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import xarray as xr
 
 from data_prep.sources.decode import decode_static, open_daily
-from data_prep.sources.files import MissingVariableError, Quantity
+from data_prep.sources.quantity import MissingVariableError, Quantity
 
 STANDARD_GRAVITY_M_S2 = 9.80665
 

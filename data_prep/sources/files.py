@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable
 from pathlib import Path
 
 import dask.array
@@ -12,44 +11,11 @@ import numpy as np
 import xarray as xr
 from scipy.io import netcdf_file
 
+from data_prep.sources.quantity import Quantity, SourceError, find_name
+
 CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02")
 NETCDF_MAGIC = (b"\x89HDF", b"CDF\x05", *CLASSIC_MAGIC)
 GRIB_MAGIC = b"GRIB"
-
-
-class SourceError(ValueError):
-    """A raw file that cannot be used: the file, the field, the value found and what is allowed."""
-
-
-class MissingVariableError(SourceError):
-    """A sound file that does not hold what was looked for."""
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A physical quantity as the providers write it, and what it becomes here.
-
-    Arguments:
-        name: canonical name.
-        units: canonical unit.
-        standard_name: CF standard name.
-        variables: names of the variable in NetCDF files, best first.
-        grib: shortName and typeOfLevel in GRIB files, best first.
-        factors: accepted unit -> factor to the canonical unit.
-        valid_range: smallest and largest value allowed, in the canonical unit.
-        totals: those of the accepted units that are totals of a day, not rates.
-        default_units: unit of a file that declares none; None refuses such a file.
-    """
-
-    name: str
-    units: str
-    standard_name: str
-    variables: tuple[str, ...]
-    grib: tuple[tuple[str, str], ...]
-    factors: dict[str, float]
-    valid_range: tuple[float, float]
-    totals: tuple[str, ...] = ()
-    default_units: str | None = None
 
 
 def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
@@ -93,20 +59,6 @@ class _OnDisk:
             return self.variable[key].values
         except (OSError, RuntimeError) as error:  # what netCDF4 raises for a damaged block
             raise SourceError(f"{self.path}: damaged, a block cannot be read: {error}") from error
-
-
-def find_name(path: Path, what: str, accepted: Iterable[str], present: Iterable[object]) -> str:
-    """The first of the accepted names that is present.
-
-    Raises:
-        MissingVariableError: none is; the message lists what the file has.
-    """
-    accepted, present = list(accepted), [str(name) for name in present]
-    for name in accepted:
-        if name in present:
-            return name
-    has, allowed = ", ".join(present), ", ".join(accepted)
-    raise MissingVariableError(f"{path}: no {what}: it has {has}; allowed are {allowed}")
 
 
 def _first_bytes(path: Path) -> bytes:

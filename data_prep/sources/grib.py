@@ -15,7 +15,7 @@ import eccodes
 import numpy as np
 import xarray as xr
 
-from data_prep.sources.files import MissingVariableError, Quantity, SourceError
+from data_prep.sources.quantity import MissingVariableError, Quantity, SourceError
 
 # the most informative first, where a file holds the same field several ways
 STEP_TYPES = ("accum", "avg", "instant")

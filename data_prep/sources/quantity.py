@@ -1,0 +1,56 @@
+"""What is looked for in a raw file, and how it is said that the file cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class SourceError(ValueError):
+    """A raw file that cannot be used: the file, the field, the value found and what is allowed."""
+
+
+class MissingVariableError(SourceError):
+    """A sound file that does not hold what was looked for."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A physical quantity as the providers write it, and what it becomes here.
+
+    Arguments:
+        name: canonical name.
+        units: canonical unit.
+        standard_name: CF standard name.
+        variables: names of the variable in NetCDF files, best first.
+        grib: shortName and typeOfLevel in GRIB files, best first.
+        factors: accepted unit -> factor to the canonical unit.
+        valid_range: smallest and largest value allowed, in the canonical unit.
+        totals: those of the accepted units that are totals of a day, not rates.
+        default_units: unit of a file that declares none; None refuses such a file.
+    """
+
+    name: str
+    units: str
+    standard_name: str
+    variables: tuple[str, ...]
+    grib: tuple[tuple[str, str], ...]
+    factors: dict[str, float]
+    valid_range: tuple[float, float]
+    totals: tuple[str, ...] = ()
+    default_units: str | None = None
+
+
+def find_name(path: Path, what: str, accepted: Iterable[str], present: Iterable[object]) -> str:
+    """The first of the accepted names that is present.
+
+    Raises:
+        MissingVariableError: none is; the message lists what the file has.
+    """
+    accepted, present = list(accepted), [str(name) for name in present]
+    for name in accepted:
+        if name in present:
+            return name
+    has, allowed = ", ".join(present), ", ".join(accepted)
+    raise MissingVariableError(f"{path}: no {what}: it has {has}; allowed are {allowed}")
