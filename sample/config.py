@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-
-import numpy as np
 
 from slams.posterior import GuidanceConfig, SamplerConfig
 
@@ -30,16 +29,22 @@ class PeriodConfig:
 
     def __post_init__(self) -> None:
         for name in ("first_day", "last_day"):
-            try:
-                np.datetime64(getattr(self, name), "D")
-            except ValueError:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not a date of the form 1989-01-31") from None
+            if not _is_day(getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not a date of the form 1989-01-31")
         if self.last_day < self.first_day:
             raise ValueError(f"last_day: {self.last_day} is before first_day, {self.first_day}")
         if self.segment_days < 1 or self.halo_days < 0:
             raise ValueError(f"segment_days, halo_days: {self.segment_days}, {self.halo_days}; at least 1 and 0")
         if self.every_days and self.every_days < self.segment_days:
             raise ValueError(f"every_days: {self.every_days} is less than segment_days, {self.segment_days}")
+
+
+def _is_day(text: str) -> bool:
+    """Whether a text is an ISO date and nothing else that a library reads as one ("today", "1989-01", "NaT")."""
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,20 @@
+"""What the tests share: one small profile of hypothesis, an environment of no launcher, and a raw planet."""
+
+import os
+
+import pytest
+from hypothesis import settings
+from world import write_world
+
+# The same examples on every run, and nothing written into the working directory.
+settings.register_profile("small", max_examples=20, deadline=None, derandomize=True, database=None)
+settings.register_profile("large", max_examples=500, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
+
+
+@pytest.fixture(scope="session")
+def planet(tmp_path_factory):
+    """Raw archives of three years in the providers' layouts: 2001 to train, 2002 to validate, 2003 to test."""
+    folder = tmp_path_factory.mktemp("planet")
+    write_world(folder, (2001, 2002, 2003))
+    return folder
