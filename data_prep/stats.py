@@ -36,10 +36,7 @@ def fit_statistics(
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
         if not seen.any():
             raise ValueError(f"{archive.path}: {name} is missing on more than half of the train days everywhere")
-    if kind == "scalar":
-        harmonics = _scalar_mean(archive, right, count)
-    else:
-        harmonics = _solve(normal, right, observed)
+    harmonics = _scalar_mean(archive, right, count) if kind == "scalar" else _solve(normal, right, observed)
     centred = Statistics(harmonics.astype(np.float32), unit.std, log1p, observed)
     std, global_std = _deviations(archive, centred, days)
     return Statistics(centred.harmonics, std, log1p, observed, static), global_std

@@ -19,7 +19,7 @@ from slams.config import to_dict
 from slams.contracts.analysis import Analysis, create, open_analysis
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError, is_finished, provenance
-from slams.contracts.observations import Gridded, Observations, open_observations
+from slams.contracts.observations import Observations, open_observations
 from slams.guidance import guided
 from slams.model import open_autoencoder, open_score
 from slams.observe import Physical, physical_likelihood

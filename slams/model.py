@@ -76,7 +76,7 @@ def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], stat
         return _autoencoder(config, spec, statistics)
     fold = 2 ** (len(config.hidden) - 1)
     if height % fold or width % fold:
-        raise ValueError(f"hidden: {len(config.hidden)} levels need a grid that divides by {fold}, not {height} x {width}")
+        raise ValueError(f"hidden: {len(config.hidden)} levels need a grid divisible by {fold}, not {height} x {width}")
     if config.network == "paper":
         return UNet(config.frames * channels, config.hidden, config.blocks)
     static = static_fields(statistics, Grid(height, width))
@@ -127,7 +127,7 @@ def build_task(
 def _channel_weights(config: ModelConfig, spec: StateSpec) -> Tensor:
     weights = config.modality_weights or [1.0] * len(spec.modalities)
     if len(weights) != len(spec.modalities) or min(weights) <= 0:
-        raise ValueError(f"modality_weights: {weights}; one positive number for each of {', '.join(spec.names)} is needed")
+        raise ValueError(f"modality_weights: {weights}; a positive number for each of {spec.names} is needed")
     return torch.tensor([w for m, w in zip(spec.modalities, weights, strict=True) for _ in range(m.n_channels)])
 
 

@@ -28,9 +28,9 @@ def observe(operator: Operator, x: Tensor, weight_HW: Tensor | None = None) -> T
     f = operator.factor
     if x.shape[-2] % f or x.shape[-1] % f:
         raise ValueError(f"factor: {f} does not divide the field of {x.shape[-2]} x {x.shape[-1]} cells")
-    if operator.kind == "block_mean" and weight_HW is None:
-        return _block_mean(x, f)
     if operator.kind == "block_mean":
+        if weight_HW is None:
+            return _block_mean(x, f)
         share = _block_mean(weight_HW, f)
         return torch.where(share > 0, _block_mean(x * weight_HW, f) / share.clamp_min(1e-12), 0.0)
     if operator.kind == "subsample":

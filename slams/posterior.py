@@ -35,7 +35,7 @@ class SamplerConfig:
     """How the reverse process is discretised.
 
     Arguments:
-        kind: ``predictor_corrector`` or ``ddim``.
+        kind: ``predictor_corrector`` (the paper), ``ddim``, or ``multistep`` (second order, the cheapest).
         steps: reverse steps, equal in t.
         start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Above it the
             state is noise to within start_alpha^2 of its variance, and a network's Jacobian is poorly known.
@@ -43,7 +43,7 @@ class SamplerConfig:
         stochasticity: eta of DDIM, 0 to 1.
     """
 
-    kind: Literal["predictor_corrector", "ddim"] = "ddim"
+    kind: Literal["predictor_corrector", "ddim", "multistep"] = "multistep"
     steps: int = 16
     start_alpha: float = 1e-3
     corrections: int = 1

@@ -29,7 +29,7 @@ class TimeEmbedding(nn.Sequential):
 
     def forward(self, t: Tensor) -> Tensor:
         phase = t[:, None] * self.get_buffer("frequency")
-        return super().forward(torch.cat([phase.cos(), phase.sin()], dim=1))
+        return super().forward(torch.cat([phase.cos(), phase.sin()], dim=1))  # type: ignore[no-untyped-call]
 
 
 class Block(nn.Module):
@@ -99,9 +99,9 @@ class UNet(nn.Module):
         embedding = self.embed(t_B)
         if self.calendar is not None:
             embedding = embedding + self.calendar(day_BL5[:, day_BL5.shape[1] // 2, 1:])
-        x = z_BLZHW.flatten(1, 2)
-        if self.static is not None:
-            x = torch.cat([x, self.static.expand(len(x), -1, -1, -1).to(x.dtype)], dim=1)
+        x, static = z_BLZHW.flatten(1, 2), self._buffers["static"]
+        if static is not None:
+            x = torch.cat([x, static.expand(len(x), -1, -1, -1).to(x.dtype)], dim=1)
         return self._cascade(self.enter(x), embedding).unflatten(1, z_BLZHW.shape[1:3])
 
     def _cascade(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import zarr
 
 from slams.contracts.archive import (
+    array,
     codecs,
     consolidate,
     dimensions,
@@ -54,13 +55,13 @@ class Analysis:
         for modality in self.spec.modalities:
             values = x_MLCHW[:, :, self.spec.channels(modality.name)]
             shape = (*values.shape[:2], *field_shape(modality, self.spec.grid.shape))
-            group[modality.name].oindex[members, where] = values.reshape(shape)
+            array(group, modality.name).oindex[members, where] = values.reshape(shape)
         return zlib.crc32(np.ascontiguousarray(x_MLCHW, np.float32).tobytes())
 
     def read(self, where: int) -> np.ndarray:
         """All members at one time, x_MCHW in physical units; NaN where not drawn yet."""
         group = zarr.open_group(self.path, mode="r", use_consolidated=False)
-        parts = [np.asarray(group[m.name][:, where]) for m in self.spec.modalities]
+        parts = [np.asarray(array(group, m.name)[:, where]) for m in self.spec.modalities]
         shape = (self.n_members, -1, *self.spec.grid.shape)
         return np.concatenate([part.reshape(shape) for part in parts], axis=1)
 
@@ -86,8 +87,8 @@ class Analysis:
             spread = x_MCHW.std(axis=0, ddof=1) if self.n_members > 1 else np.zeros_like(x_MCHW[0])
             for modality in self.spec.modalities:
                 shape, part = field_shape(modality, self.spec.grid.shape), self.spec.channels(modality.name)
-                group[f"{modality.name}_mean"][where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
-                group[f"{modality.name}_spread"][where] = spread[part].reshape(shape)
+                array(group, f"{modality.name}_mean")[where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
+                array(group, f"{modality.name}_spread")[where] = spread[part].reshape(shape)
         consolidate(self.path)
         write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
 
@@ -110,7 +111,8 @@ def create(
     for modality in spec.modalities:
         _create_fields(group, modality, spec, len(time), n_members)
     config = attributes.pop("config")
-    group.attrs.update(header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()} | attributes)
+    found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
+    group.attrs.update(found | attributes)
     return Analysis(path, spec, time, n_members, dict(group.attrs))
 
 
@@ -123,7 +125,7 @@ def _create_fields(group: zarr.Group, modality: Modality, spec: StateSpec, n_tim
         f"{modality.name}_spread": ((n_time,), ["time"], "time: mean area: mean realization: standard_deviation"),
     }
     for name, (lead, lead_names, cell_methods) in layouts.items():
-        array = group.create_array(
+        field = group.create_array(
             name,
             shape=(*lead, *shape),
             chunks=(*(1 for _ in lead), *shape),
@@ -132,7 +134,7 @@ def _create_fields(group: zarr.Group, modality: Modality, spec: StateSpec, n_tim
             compressors=codecs(),
             dimension_names=[*lead_names, *names],
         )
-        array.attrs.update(common | {"cell_methods": cell_methods})
+        field.attrs.update(common | {"cell_methods": cell_methods})
 
 
 def open_analysis(path: str | Path) -> Analysis:
@@ -145,7 +147,7 @@ def open_analysis(path: str | Path) -> Analysis:
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no analysis there; run `python -m sample` first")
     group = zarr.open_group(path, mode="r", use_consolidated=False)
-    attributes = dict(group.attrs)
+    attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
-    spec = StateSpec.from_json(attributes["spec"])  # type: ignore[arg-type]
-    return Analysis(path, spec, read_time(group), int(group["member"].shape[0]), attributes)  # type: ignore[union-attr]
+    spec = StateSpec.from_json(attributes["spec"])
+    return Analysis(path, spec, read_time(group), array(group, "member").shape[0], attributes)

@@ -36,11 +36,23 @@ def codecs() -> tuple[BloscCodec, Crc32cCodec]:
 
 def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
     """A one-dimensional CF coordinate in one chunk."""
-    array = group.create_array(
+    axis = group.create_array(
         name, shape=values.shape, dtype=values.dtype, chunks=values.shape, dimension_names=[name]
     )
-    array[:] = values
-    array.attrs.update(attributes)
+    axis[:] = values
+    axis.attrs.update(attributes)
+
+
+def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of a group, by its path.
+
+    Raises:
+        ContractError: there is none.
+    """
+    found = group.get(name)
+    if not isinstance(found, zarr.Array):
+        raise ContractError(f"{group.store_path}: holds no array {name!r}")
+    return found
 
 
 def write_axes(group: zarr.Group, time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> None:
@@ -77,7 +89,7 @@ def consolidate(folder: Path) -> None:
 
 def read_time(group: zarr.Group) -> np.ndarray:
     """Valid days as datetime64[D]."""
-    return EPOCH + np.asarray(group["time"][:]).astype("timedelta64[D]")
+    return EPOCH + np.asarray(array(group, "time")[:]).astype("timedelta64[D]")
 
 
 def dimensions(modality: Modality) -> tuple[str, ...]:
@@ -101,7 +113,8 @@ def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, att
     """
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
-    group.attrs.update(header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()} | attributes)
+    found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
+    group.attrs.update(found | attributes)
     write_axes(group, time, spec.grid.latitude, spec.grid.longitude)
     write_levels(group, spec)
     numbers = group.create_array("run", shape=run.shape, dtype="int32", chunks=run.shape, dimension_names=["time"])
@@ -115,7 +128,7 @@ def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, att
 def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time: int) -> None:
     shape = field_shape(modality, spec.grid.shape)
     days = max(1, min(n_time, CHUNK_BYTES // (4 * int(np.prod(shape)))))
-    array = group.create_array(
+    field = group.create_array(
         modality.name,
         shape=(n_time, *shape),
         chunks=(days, *shape),
@@ -124,14 +137,14 @@ def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time
         compressors=codecs(),
         dimension_names=["time", *dimensions(modality)],
     )
-    array.attrs.update(
+    field.attrs.update(
         {"standard_name": modality.standard_name, "units": modality.units, "cell_methods": "time: mean area: mean"}
     )
 
 
 def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) -> None:
     """Fill consecutive days of one modality, values (days, [level,] latitude, longitude)."""
-    group[name][start : start + len(values)] = values
+    array(group, name)[start : start + len(values)] = values
 
 
 def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:
@@ -163,9 +176,9 @@ class Archive:
         group = zarr.open_group(self.path, mode="r")
         parts = []
         for modality in self.spec.modalities:
-            array = group[modality.name]
-            values = array[where] if isinstance(where, slice) else array.oindex[where]
-            parts.append(np.asarray(values).reshape(len(values), modality.n_channels, *self.spec.grid.shape))
+            field = array(group, modality.name)
+            values = np.asarray(field[where] if isinstance(where, slice) else field.oindex[where])
+            parts.append(values.reshape(len(values), modality.n_channels, *self.spec.grid.shape))
         return np.concatenate(parts, axis=1)
 
     def blocks(self, where: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
@@ -230,8 +243,8 @@ def open_archive(path: str | Path) -> Archive:
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
     group = zarr.open_group(path, mode="r")
-    attributes = dict(group.attrs)
+    attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
-    run = np.asarray(group["run"][:])
+    run = np.asarray(array(group, "run")[:])
     return Archive(path, StateSpec.from_json(attributes["spec"]), read_time(group), run, splits, attributes)

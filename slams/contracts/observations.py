@@ -16,6 +16,7 @@ import numpy as np
 import zarr
 
 from slams.contracts.archive import (
+    array,
     codecs,
     consolidate,
     dimensions,
@@ -100,19 +101,18 @@ class Observations:
         outside = np.asarray(days)[(where < 0) | (where >= len(self.time))]
         if len(outside):
             raise ContractError(f"{self.path}: {outside[0]} is outside {self.time[0]} to {self.time[-1]}")
-        group = zarr.open_group(self.path, mode="r")[name]
-        assert isinstance(group, zarr.Group)
-        value, error, mask = (self._frames(group, part, name, where) for part in ("value", "error_std", "mask"))
+        group = zarr.open_group(self.path, mode="r")
+        parts = (array(group, f"{name}/{part}") for part in ("value", "error_std", "mask"))
+        value, error, mask = (self._frames(part, name, where) for part in parts)
         seen = mask.astype(bool) & np.isfinite(value)
         if (error[seen] <= 0).any():
             raise ContractError(f"{self.path}: error_std of {name} is {error[seen].min()}; more than 0 is needed")
-        weight = np.asarray(group["weight"][:]) if "weight" in group else None  # type: ignore[index]
-        return Gridded(name, Operator(**group.attrs["operator"]), value, error, seen, weight)  # type: ignore[arg-type]
+        weight = np.asarray(array(group, f"{name}/weight")[:]) if f"{name}/weight" in group else None
+        operator: dict[str, Any] = dict(group[name].attrs)["operator"]  # type: ignore[assignment]
+        return Gridded(name, Operator(**operator), value, error, seen, weight)
 
-    def _frames(self, group: zarr.Group, part: str, name: str, where: np.ndarray) -> np.ndarray:
-        array = group[part]
-        assert isinstance(array, zarr.Array)
-        values = np.asarray(array.oindex[where])
+    def _frames(self, part: zarr.Array[Any], name: str, where: np.ndarray) -> np.ndarray:
+        values = np.asarray(part.oindex[where])
         return values.reshape(len(where), self.spec.modality(name).n_channels, *values.shape[-2:])
 
 
@@ -126,7 +126,8 @@ def write_observations(
     """
     root = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
-    root.attrs.update(header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()} | attributes)
+    found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
+    root.attrs.update(found | attributes)
     days = (np.asarray(time, "datetime64[D]") - np.datetime64("1900-01-01")).astype(np.int64)
     write_coordinate(root, "time", days, {"units": "days since 1900-01-01", "calendar": "proleptic_gregorian"})
     for seen in observed:
@@ -149,7 +150,7 @@ def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: 
     parts = {"value": seen.value, "error_std": seen.error_std, "mask": seen.mask.astype(np.int8)}
     for part, values in parts.items():
         shape = values.shape if modality.level_hpa else (values.shape[0], *values.shape[2:])
-        array = group.create_array(
+        field = group.create_array(
             part,
             shape=shape,
             dtype=values.dtype,
@@ -158,9 +159,9 @@ def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: 
             compressors=codecs(),
             dimension_names=["time", *dimensions(modality)],
         )
-        array[:] = values.reshape(shape)
+        field[:] = values.reshape(shape)
         if part != "mask":
-            array.attrs.update({"units": modality.units, "standard_name": modality.standard_name})
+            field.attrs.update({"units": modality.units, "standard_name": modality.standard_name})
 
 
 def open_observations(path: str | Path) -> Observations:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numcodecs import BitRound, Blosc
 
-from slams.contracts.archive import Years, read_statistics
+from slams.contracts.archive import read_statistics
 from slams.contracts.envelope import ContractError, check_header, read_json
 from slams.spec import StateSpec
 from slams.statistics import Statistics

@@ -1,0 +1,47 @@
+# Everything a newcomer needs. A fresh machine needs Python 3.11, make and a C compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=PASSIVE $(BIN)/python
+GCM := jcm==3.0.0 dinosaur==1.5.1 jax==0.10.2 jaxlib==0.10.2
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 20 minutes
+	$(RUN) -m data_prep world configs/data_prep/tiny.yaml
+	$(RUN) -m data_prep archive configs/data_prep/tiny.yaml
+	$(RUN) -m data_prep shards configs/data_prep/tiny.yaml
+	$(RUN) -m data_prep observe configs/data_prep/tiny.yaml
+	$(RUN) -m train configs/train/tiny_autoencoder.yaml
+	$(RUN) -m data_prep encode configs/data_prep/tiny.yaml
+	$(RUN) -m train configs/train/tiny_score.yaml
+	$(RUN) -m sample configs/sample/tiny.yaml
+	$(RUN) -m sample verify configs/sample/tiny.yaml
+
+test: .venv/ready  ## the promises, fast ones
+	$(RUN) -m pytest
+
+test-slow: .venv/ready .venv-world/ready  ## the promises that take long
+	$(RUN) -m pytest -m slow
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+bench: .venv/ready  ## speed claims, each with its own program
+	for program in benchmarks/*.py; do $(RUN) $$program; done
+
+# torch first and pinned: where there is no GPU a CPU build of that version is taken if pip knows one.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The general circulation model has an environment of its own: its pins must not rule the training environment.
+.venv-world/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-world
+	.venv-world/bin/pip install --quiet $(GCM)
+	touch $@
+
+clean:
+	rm -rf runs build *.egg-info
