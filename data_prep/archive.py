@@ -73,7 +73,7 @@ def _period(config: ArchiveConfig) -> tuple[np.datetime64, np.datetime64]:
 
 
 def _files(name: str, pattern: str) -> list[str]:
-    found = sorted(glob(pattern))
+    found = sorted(glob(pattern))  # noqa: PTH207 - a pattern may be absolute, which Path.glob refuses
     if not found:
         raise SourceError(f"sources.{name}: no file matches {pattern}")
     return found
