@@ -1,0 +1,212 @@
+"""The three jobs end to end, as processes, on a small planet: what they leave, and that doing it again changes nothing.
+
+A planet of three years, networks of eight channels and a few seconds of training: enough to be better than the
+climatology, and every file of the chain is a real one.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from data_prep.__main__ import main as prepare
+from sample.__main__ import main as assimilate
+from train.__main__ import run as learn
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MAIN = {"data_prep": prepare, "train": learn, "sample": assimilate}
+SYSTEMS = {"analysis", "climatology", "interpolation", "anomaly_interpolation", "autoencoder"}
+DATES = ("2003-01-10", "2003-04-10", "2003-07-09", "2003-10-07")
+MEMBERS = 3
+
+
+class Chain:
+    """The commands of the chain, each the demo's configuration with smaller numbers."""
+
+    def __init__(self, folder: Path, planet: Path) -> None:
+        self.folder = folder
+        years = {"train": 2001, "validation": 2002, "test": 2003}
+        sources = {"temperature": "era5_t.*", "precipitation": "precip.*", "olr": "olr.2xdaily.*", "static": "static"}
+        self.prepared = ["configs/data_prep/tiny.yaml", "archive.n_latitude=16", "archive.n_longitude=32"]
+        self.prepared += [f"archive.{name}_years=[{year},{year}]" for name, year in years.items()]
+        self.prepared += [f"archive.sources.{name}={planet}/{files}.nc" for name, files in sources.items()]
+        self.prepared += [f"archive.path={folder}/archive.zarr", f"shards.path={folder}/shards"]
+        self.prepared += [f"encode.path={folder}/latents", f"encode.autoencoder={folder}/autoencoder/bundle"]
+        self.prepared += [f"observe.{name}.factor=4" for name in ("temperature", "precipitation", "olr")]
+        self.prepared += [f"observe.path={folder}/observations.zarr", "shards.frames_per_shard=100"]
+
+    def prep(self, stage: str) -> list[str]:
+        return ["data_prep", stage, *self.prepared]
+
+    def train(self, kind: str, shards: str, steps: int, *words: str) -> list[str]:
+        folder = self.folder / kind
+        words += (f"folder={folder}", f"shards={self.folder}/{shards}", f"bundle={folder}/bundle", f"steps={steps}")
+        words += ("data.batch=16", "optim.warmup_steps=5", "optim.ema_half_life_samples=200", "engine.torch_threads=1")
+        return ["train", f"configs/train/tiny_{kind}.yaml", *words, "wandb='off'", "engine.precision=fp32"]
+
+    def sample(self, *words: str, run: str = "run", verify: bool = False) -> list[str]:
+        folder = self.folder
+        paths = [f"folder={folder}/{run}", f"score={folder}/score/bundle", f"autoencoder={folder}/autoencoder/bundle"]
+        paths += [f"observations={folder}/observations.zarr", f"archive={folder}/archive.zarr", f"members={MEMBERS}"]
+        paths += [f"period.first_day={DATES[0]}", "period.last_day=2003-12-01", "period.every_days=90"]
+        mode = ["verify"] if verify else []
+        return ["sample", *mode, "configs/sample/tiny.yaml", *paths, "sampler.steps=4", "verify.bootstrap=50", *words]
+
+    @property
+    def commands(self) -> list[list[str]]:
+        return [
+            *map(self.prep, ("archive", "shards", "observe")),
+            self.train("autoencoder", "shards", 100, "model.hidden=[8]", "model.latent_channels=4"),
+            self.prep("encode"),
+            self.train("score", "latents", 150, "model.hidden=[8,8]", "model.blocks=[1,1]"),
+            self.sample(),
+            self.sample("without=[olr]"),
+            self.sample(verify=True),
+        ]
+
+
+def start(command, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = kept | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
+
+
+def state(folder, clock=True):
+    """Every file with its content, and the time at which it was written."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {p: (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns if clock else 0) for p in files}
+
+
+def members(product):
+    """The chunks of the drawn members."""
+    chunks = [p for name in ("temperature", "precipitation", "olr") for p in product.glob(f"{name}/c/**/*")]
+    return {str(path.relative_to(product)): path.read_bytes() for path in chunks if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory, planet):
+    """The whole chain, run once, each job a process."""
+    chain = Chain(tmp_path_factory.mktemp("chain"), planet)
+    for command in chain.commands:
+        finish(start(command))
+    return chain
+
+
+def test_the_scores_hold_every_system_score_and_level(chain):
+    scores = json.loads((chain.folder / "run" / "verify" / "scores.json").read_text())
+    assert set(scores["systems"]) == SYSTEMS | {"analysis-without-olr"}
+    levels = {"10", "50", "100", "200", "300", "500", "700", "850", "925", "1000", "mean"}
+    for system, found in scores["systems"].items():
+        assert {"rmse", "crps", "spread_skill"} <= set(found), system
+        for score, values in found.items():
+            assert set(values) == levels and all(math.isfinite(v) for v in values.values()), (system, score)
+    assert scores["dates"] == list(DATES) and scores["members"] == MEMBERS
+
+
+def test_the_analysis_is_closer_to_the_truth_than_the_climatology(chain):
+    systems = json.loads((chain.folder / "run" / "verify" / "scores.json").read_text())["systems"]
+    rmse = {name: found["rmse"]["mean"] for name, found in systems.items()}
+    assert rmse["autoencoder"] < rmse["analysis"] < 0.95 * rmse["climatology"]
+    assert systems["analysis"]["crps"]["mean"] < 0.8 * systems["climatology"]["crps"]["mean"]
+
+
+def test_a_modality_withheld_is_a_product_of_its_own_with_its_cost(chain):
+    scores = json.loads((chain.folder / "run" / "verify" / "scores.json").read_text())
+    assert set(scores["withholding"]) == {"olr"} and math.isfinite(scores["withholding"]["olr"]["rmse"]["value"])
+    full, without = (members(chain.folder / "run" / f"analysis{end}.zarr") for end in ("", "-without-olr"))
+    assert full.keys() == without.keys() and full != without
+
+
+def test_the_page_reads_alone(chain):
+    page = (chain.folder / "run" / "verify" / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 2
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)|@import|url\((?!data:)""", page)
+
+
+def test_a_scientist_opens_the_analysis(chain):
+    with xr.open_zarr(chain.folder / "run" / "analysis.zarr", consolidated=True) as found:
+        assert dict(found.sizes) == {"member": MEMBERS, "time": 4, "level": 10, "latitude": 16, "longitude": 32}
+        assert found.temperature.attrs["units"] == "K"
+        assert found.temperature.min() > 150 and found.temperature.max() < 350
+        assert found.olr.min() > 0 and found.olr.max() < 500 and found.precipitation.min() > -1
+        assert list(found.time.values.astype("datetime64[D]").astype(str)) == list(DATES)
+        assert found.temperature_spread.min() > 0
+        np.testing.assert_allclose(found.temperature.mean("member"), found.temperature_mean, rtol=1e-5)
+        rain = np.isfinite(found.precipitation)
+        assert 0.2 < rain.mean() < 0.8 and (rain == rain[0, 0]).all()  # gauges stand on land
+
+
+def test_the_same_commands_again_change_nothing_and_take_a_moment(chain, capsys):
+    *work, verify = chain.commands
+    before = state(chain.folder)
+    began = time.monotonic()
+    for job, *arguments in work:
+        assert MAIN[job](arguments) == 0
+    assert time.monotonic() - began < 30
+    assert state(chain.folder) == before
+    assert MAIN["sample"](verify[1:]) == 0  # scores are computed anew, and are the same
+    assert state(chain.folder, clock=False) == {path: (found[0], 0) for path, found in before.items()}
+    assert capsys.readouterr().err == ""
+
+
+def test_two_processes_draw_what_one_draws(chain):
+    command = chain.sample(run="shared")
+    both = [start(command, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for process in both:
+        finish(process)
+    one, two = (chain.folder / run / "analysis.zarr" for run in ("run", "shared"))
+    assert len(members(one)) == 3 * MEMBERS * len(DATES)
+    assert members(one) == members(two)
+    assert (two / "complete.json").is_file() and len(list((two / "ledger").iterdir())) == len(DATES)
+
+
+def test_members_drawn_in_other_blocks_are_the_same_but_for_rounding(chain):
+    """Not to the bit: a convolution of one member adds in another order than one of three."""
+    assert MAIN["sample"](chain.sample("members_per_unit=1", run="alone")[1:]) == 0
+    one, other = (xr.open_zarr(chain.folder / run / "analysis.zarr") for run in ("run", "alone"))
+    for name in ("temperature", "precipitation", "olr"):
+        np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-3)
+        assert (one[name].isel(member=0) != one[name].isel(member=1)).any()
+
+
+def test_a_run_cut_off_goes_on_where_it_ended(chain):
+    """Half the work, as one of two processes leaves it when the other dies; then the same command by itself."""
+    command = chain.sample(run="cut")
+    finish(start(command, RANK="1", WORLD_SIZE="2"))
+    product = chain.folder / "cut" / "analysis.zarr"
+    half = [path for path in state(product) if "temperature/c/" in str(path)]
+    kept = {path: state(product)[path] for path in half}
+    assert len(half) == MEMBERS * len(DATES) / 2 and not (product / "complete.json").exists()
+    assert MAIN["sample"](command[1:]) == 0
+    assert members(product) == members(chain.folder / "run" / "analysis.zarr")
+    assert {path: state(product)[path] for path in half} == kept  # what was drawn is not drawn again
+
+
+def test_a_dry_run_says_what_and_writes_nothing(chain, capsys, caplog):
+    caplog.set_level("INFO")
+    before = state(chain.folder)
+    for job, *arguments in chain.commands:
+        words = [word.replace(str(chain.folder / "run"), str(chain.folder / "new")) for word in arguments]
+        words = [re.sub(r"^(archive|shards|encode|observe)\.path=(.*)$", r"\1.path=\2-new", word) for word in words]
+        assert MAIN[job]([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().out + caplog.text
+    for part in ("to be written", "parameters: ", "4 segments of 5 days", "units 4, finished 0"):
+        assert part in said
+    assert state(chain.folder) == before
