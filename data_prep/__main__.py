@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and the plan, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print configuration and plan, and stop")
     given = parser.parse_args(arguments)
     try:
         config = load(PrepConfig, given.config, given.overrides)
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             stage.run(section, config)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.stderr.write(f"data_prep {given.stage}: {error}\n")
+        sys.stderr.write(f"data_prep {given.stage}: {' '.join(str(error).split())}\n")
         return 2
     return 0
 

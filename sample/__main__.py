@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             run(config)
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {' '.join(str(error).split())}\n")
         return 2
     return 0
 

@@ -12,6 +12,16 @@ settings.register_profile("large", max_examples=500, deadline=None, database=Non
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "small"))
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """A test leaves the environment as it found it: a training in this process enters it as a launcher would."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
 @pytest.fixture(scope="session")
 def planet(tmp_path_factory):
     """Raw archives of three years in the providers' layouts: 2001 to train, 2002 to validate, 2003 to test."""

@@ -43,7 +43,8 @@ class Chain:
         self.prepared += [f"archive.path={folder}/archive.zarr", f"shards.path={folder}/shards"]
         self.prepared += [f"encode.path={folder}/latents", f"encode.autoencoder={folder}/autoencoder/bundle"]
         self.prepared += [f"observe.{name}.factor=4" for name in ("temperature", "precipitation", "olr")]
-        self.prepared += [f"observe.path={folder}/observations.zarr", "shards.frames_per_shard=100"]
+        self.prepared += [f"observe.path={folder}/observations.zarr", f"world.folder={folder}/world"]
+        self.prepared += ["shards.frames_per_shard=100"]
 
     def prep(self, stage: str) -> list[str]:
         return ["data_prep", stage, *self.prepared]
@@ -202,11 +203,11 @@ def test_a_run_cut_off_goes_on_where_it_ended(chain):
 def test_a_dry_run_says_what_and_writes_nothing(chain, capsys, caplog):
     caplog.set_level("INFO")
     before = state(chain.folder)
-    for job, *arguments in chain.commands:
+    for job, *arguments in [chain.prep("world"), *chain.commands]:
         words = [word.replace(str(chain.folder / "run"), str(chain.folder / "new")) for word in arguments]
         words = [re.sub(r"^(archive|shards|encode|observe)\.path=(.*)$", r"\1.path=\2-new", word) for word in words]
         assert MAIN[job]([*words, "--dry-run"]) == 0
     said = capsys.readouterr().out + caplog.text
-    for part in ("to be written", "parameters: ", "4 segments of 5 days", "units 4, finished 0"):
+    for part in ("do: 10 years", "to be written", "parameters: ", "4 segments of 5 days", "units 4, finished 0"):
         assert part in said
     assert state(chain.folder) == before

@@ -43,10 +43,10 @@ def run(arguments: list[str]) -> int:
         config = load(TrainConfig, given.config, given.overrides)
         logging.getLogger("slams.train").info("%s", to_yaml(config))
         return dry_run(config) if given.dry_run else train(config)
-    except (ValueError, NonFiniteStepError) as error:
+    except (ValueError, OSError, NonFiniteStepError) as error:
         # the last line: a reading process sends its traceback before the sentence
         sys.stderr.write(f"slams-train: {str(error).strip().splitlines()[-1]}\n")
-        return MISTAKE if isinstance(error, ValueError) else FAILED
+        return FAILED if isinstance(error, NonFiniteStepError) else MISTAKE
 
 
 def main() -> None:
