@@ -63,6 +63,7 @@ def write_model(path, model, shards, spec=None, statistics=None, **document):
     weights = {name: value.numpy() for name, value in network.state_dict().items()}
     with written_aside(path) as aside:
         document |= {"config": {}, "model": vars(ModelConfig(**model)), "input": list(shape)}
+        document["report"] = {f"rmse/{name}": 1.0 for name in spec.channel_names}
         write_bundle(aside, {"ema": weights, "raw": weights}, spec, statistics, document)
 
 

@@ -208,6 +208,6 @@ def test_a_dry_run_says_what_and_writes_nothing(chain, capsys, caplog):
         words = [re.sub(r"^(archive|shards|encode|observe)\.path=(.*)$", r"\1.path=\2-new", word) for word in words]
         assert MAIN[job]([*words, "--dry-run"]) == 0
     said = capsys.readouterr().out + caplog.text
-    for part in ("do: 10 years", "to be written", "parameters: ", "4 segments of 5 days", "units 4, finished 0"):
+    for part in ("sample world in", "to be written", "parameters: ", "4 segments of 5 days", "units 4, finished 0"):
         assert part in said
     assert state(chain.folder) == before
