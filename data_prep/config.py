@@ -50,7 +50,7 @@ class ArchiveConfig:
     level_hpa: list[int] = field(default_factory=lambda: list(PAPER_LEVELS_HPA))
     missing_days_allowed: int = 0
     normalise: Kind = "anomaly"
-    log_precipitation: bool = True
+    log_precipitation: bool = False
 
     def __post_init__(self) -> None:
         Grid(self.n_latitude, self.n_longitude)

@@ -46,7 +46,7 @@ class Assimilator:
         self.denoise, self.model = open_score(self.score)
         self.sde = CosineSDE(self.model.eta)
         self.statistics = self.score.statistics()
-        self.spec, self.decode = _decoder(config, self.score)
+        self.spec, self.decode, self.unresolved = _decoder(config, self.score)
         self.observations = open_observations(config.observations)
         self.observed = _observed_names(config, self.observations, self.spec)
 
@@ -59,7 +59,7 @@ class Assimilator:
         days = unit.all_days
         physical = Physical(self.statistics, days)
         seen = [self.observations.read(name, days) for name in self.observed]
-        likelihood = physical_likelihood(seen, self.spec, self.decode, physical)
+        likelihood = physical_likelihood(seen, self.spec, self.decode, physical, self.unresolved)
         prior = windowed(self.denoise, self.model.frames, torch.from_numpy(day_features(days)).float())
         posterior = guided(prior, likelihood, self.config.guidance, self.sde)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16), torch.no_grad():
@@ -69,6 +69,9 @@ class Assimilator:
             if not np.isfinite(field).all():
                 raise FloatingPointError(f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged")
         kept = x[:, unit.halo : unit.halo + len(unit.days)]
+        if "precipitation" in self.spec.names:
+            rain = kept[:, :, self.spec.channels("precipitation")]
+            np.maximum(rain, 0, out=rain)  # a linear decoder may go below none
         return np.where(self.statistics.observed[: self.spec.n_channels], kept, np.nan)
 
     def _noise(self, unit: Unit) -> Noise:
@@ -84,13 +87,14 @@ class Assimilator:
         return noise
 
 
-def _decoder(config: SampleConfig, score: Bundle) -> tuple[StateSpec, Decode]:
-    """Latents (B, L, Z, h, w) -> standardised channels (B, L, C, H, W), and which channels those are."""
+def _decoder(config: SampleConfig, score: Bundle) -> tuple[StateSpec, Decode, Tensor]:
+    """Latents (B, L, Z, h, w) -> standardised channels (B, L, C, H, W), which channels those are, and the root mean
+    square of what the autoencoder loses of each, in physical units, as it was measured on validation years."""
     wanted = score.document.get("autoencoder")
     if not config.autoencoder:
         if wanted:
             raise ContractError(f"{score.folder}: learned latents; `autoencoder` must name the bundle that made them")
-        return score.spec, lambda z: z
+        return score.spec, lambda z: z, torch.zeros(score.spec.n_channels)
     bundle = open_bundle(config.autoencoder)
     if bundle.checksum != wanted:
         raise ContractError(f"{score.folder}: learned the latents of another autoencoder than {bundle.folder}")
@@ -98,7 +102,8 @@ def _decoder(config: SampleConfig, score: Bundle) -> tuple[StateSpec, Decode]:
     latent = score.document["latent"]
     mean, std = (torch.tensor(latent[part])[:, None, None] for part in ("mean", "std"))
     spec = bundle.spec if network.n_decoded == bundle.spec.n_channels else bundle.spec.subset(bundle.spec.names[:1])
-    return spec, lambda z: network.decode((z * std + mean).flatten(0, 1)).unflatten(0, z.shape[:2])
+    lost = torch.tensor([bundle.document["report"][f"rmse/{name}"] for name in spec.channel_names])
+    return spec, lambda z: network.decode((z * std + mean).flatten(0, 1)).unflatten(0, z.shape[:2]), lost
 
 
 def _observed_names(config: SampleConfig, observations: Observations, spec: StateSpec) -> list[str]:

@@ -82,14 +82,17 @@ def _mmps(denoise: Denoiser, seen: Likelihood, iterations: int, sde: CosineSDE, 
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b_BN: Tensor, iterations: int) -> Tensor:
-    """Solve A u = b for each row, A symmetric positive definite, from u = 0 (Hestenes & Stiefel 1952)."""
+    """Solve A u = b for each row, A = I + a covariance, from u = 0 (Hestenes & Stiefel 1952).
+
+    A learned Jacobian is only nearly a covariance, and may even seem negative in places: the curvature along a
+    direction p is therefore held to what the identity alone gives, p'p, which bounds the step.
+    """
     u, r = torch.zeros_like(b_BN), b_BN
     p, rr = r, (r * r).sum(1, keepdim=True)
     for _ in range(iterations):
         a_p = apply(p)
-        curvature = (p * a_p).sum(1, keepdim=True)
-        # A learned Jacobian is only nearly symmetric positive: a direction without curvature is not followed.
-        step = torch.where(curvature > 0, rr / curvature.clamp_min(torch.finfo(rr.dtype).tiny), 0.0)
+        curvature = torch.maximum((p * a_p).sum(1, keepdim=True), (p * p).sum(1, keepdim=True))
+        step = rr / curvature.clamp_min(torch.finfo(rr.dtype).tiny)
         u, r = u + step * p, r - step * a_p
         new = (r * r).sum(1, keepdim=True)
         p = r + new / rr.clamp_min(torch.finfo(rr.dtype).tiny) * p

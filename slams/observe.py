@@ -53,7 +53,7 @@ class Physical:
 
     def __init__(self, statistics: Statistics, time: np.ndarray) -> None:
         self.mean = torch.from_numpy(statistics.mean(time))
-        self.std = torch.from_numpy(np.asarray(statistics.std, np.float32))
+        self.std = torch.from_numpy(np.asarray(statistics.std, np.float32))  # (C, 1, 1)
         self.log1p = torch.from_numpy(np.asarray(statistics.log1p, bool))
 
     def __call__(self, x_BLCHW: Tensor) -> Tensor:
@@ -70,43 +70,52 @@ def physical_likelihood(
     spec: StateSpec,
     decode: Callable[[Tensor], Tensor],
     physical: Physical,
+    representation_std_C: Tensor,
 ) -> Likelihood:
     """y_m = H_m(x_m) + noise for each modality, with its own operator, error and mask.
+
+    Rain that is standardised as log(1 + rain) is also compared so, log(1 + y) with error std / (1 + y) against
+    log(1 + H(x)): its errors grow with its amount, and the tangent stays bounded (Lopez 2011).
 
     Arguments:
         observed: for the trajectory's days, one a modality.
         spec: of the decoded state.
         decode: latents (B, L, Z, h, w) -> standardised channels (B, L, C, H, W).
         physical: to the observations' units.
+        representation_std_C: what the decoder cannot represent of each channel, in the observations' units. It is
+            added to the observation error whole, with no credit for the averaging of a block.
 
     Raises:
         ValueError: nothing was observed.
     """
-    masks = [torch.from_numpy(seen.mask) for seen in observed]
-    weights = [None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW) for seen in observed]
-    if not any(mask.any() for mask in masks):
+    parts = [_Part(seen, spec, physical, representation_std_C) for seen in observed]
+    if not any(part.mask.any() for part in parts):
         raise ValueError("observations: every value is masked; at least one is needed")
 
     def predict(z: Tensor) -> Tensor:
         x = physical(decode(z))
-        parts = [
-            observe(seen.operator, x[:, :, spec.channels(seen.name)], weight)
-            for seen, weight in zip(observed, weights, strict=True)
-        ]
-        return torch.cat([part[:, mask] for part, mask in zip(parts, masks, strict=True)], dim=1)
+        return torch.cat([part.predict(x) for part in parts], dim=1)
 
-    return Likelihood(
-        predict,
-        torch.cat([torch.from_numpy(seen.value)[m] for seen, m in zip(observed, masks, strict=True)]).float(),
-        torch.cat([torch.from_numpy(seen.error_std)[m] for seen, m in zip(observed, masks, strict=True)]).float(),
-        torch.cat([_scale(seen, spec, physical)[m] for seen, m in zip(observed, masks, strict=True)]),
-    )
+    y, std, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("y", "std", "scale"))
+    return Likelihood(predict, y, std, scale)
 
 
-def _scale(seen: Gridded, spec: StateSpec, physical: Physical) -> Tensor:
-    """Prior standard deviation of each observed value: the departure of one standard deviation, in its units."""
-    part = spec.channels(seen.name)
-    shape = (1, len(physical.mean), len(physical.std), *physical.mean.shape[-2:])
-    one = physical(torch.ones(shape)) - physical(torch.zeros(shape))
-    level = one[0].mean(dim=(-1, -2))[:, part]
-    return level[:, :, None, None].expand(seen.mask.shape)
+class _Part:
+    """What one modality adds to a likelihood, in the units it is compared in."""
+
+    def __init__(self, seen: Gridded, spec: StateSpec, physical: Physical, representation_std_C: Tensor) -> None:
+        self.operator, self.channels = seen.operator, spec.channels(seen.name)
+        self.mask = torch.from_numpy(seen.mask)
+        self.weight = None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW)
+        self.log = bool(physical.log1p[self.channels].any())
+        self.y = torch.from_numpy(seen.value)[self.mask].float()
+        unresolved = representation_std_C[self.channels, None, None].expand(seen.mask.shape)
+        self.std = torch.hypot(torch.from_numpy(seen.error_std).float(), unresolved)[self.mask]
+        self.scale = physical.std[self.channels].expand(seen.mask.shape)[self.mask]
+        if self.log:
+            amount = self.y.clamp_min(0)
+            self.y, self.std = torch.log1p(amount), self.std / (1 + amount)
+
+    def predict(self, x_BLCHW: Tensor) -> Tensor:
+        value = observe(self.operator, x_BLCHW[:, :, self.channels], self.weight)[:, self.mask]
+        return torch.log1p(value.clamp_min(0)) if self.log else value

@@ -17,6 +17,7 @@ SPEC = StateSpec(
         Modality("precipitation", "in_situ", "mm/day", "lwe_precipitation_rate"),
     ),
 )
+UNRESOLVED = torch.tensor([0.0, 0.0, 0.3])
 TIME = np.arange("1990-03-01", "1990-03-04", dtype="datetime64[D]")
 LAND = np.zeros((4, 8), np.float32)
 LAND[:, :5] = 1
@@ -86,15 +87,15 @@ def likelihood(masked=False):
         Gridded("temperature", Operator("block_mean", 4), t, np.full_like(t, 0.5), np.ones(t.shape, bool)),
         Gridded("precipitation", Operator("block_mean", 2), rain, np.full_like(rain, 0.1), mask.copy(), LAND),
     ]
-    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z: z, Physical(statistics(), TIME))
+    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z: z, Physical(statistics(), TIME), UNRESOLVED)
 
 
 def test_likelihood_stacks_what_was_observed_of_each_modality():
     seen = likelihood()
     n_temperature, n_rain = 3 * 2 * 1 * 2, 3 * 1 * 2 * 2
     assert seen.predict(states()).shape == (2, n_temperature + n_rain)
-    assert seen.y_N.tolist() == [250.0] * n_temperature + [2.0] * n_rain
-    assert seen.std_N.tolist() == pytest.approx([0.5] * n_temperature + [0.1] * n_rain)
+    assert seen.y_N.tolist() == pytest.approx([250.0] * n_temperature + [np.log(3.0)] * n_rain)
+    assert seen.std_N.tolist() == pytest.approx([0.5] * n_temperature + [np.hypot(0.1, 0.3) / 3] * n_rain)
     assert (seen.scale_N > 0).all()
     assert seen.scale_N[:n_temperature].reshape(3, 2, 1, 2)[:, 1].numpy() == pytest.approx(5.0, rel=1e-4)
 
