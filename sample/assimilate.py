@@ -50,6 +50,16 @@ class Assimilator:
         self.observations = open_observations(config.observations)
         self.observed = _observed_names(config, self.observations, self.spec)
 
+    def check_days(self, work: list[Unit]) -> None:
+        """Refuse days that were not observed before anything is written.
+
+        Raises:
+            ContractError: naming the day.
+        """
+        for unit in (work[0], work[-1]):
+            for name in self.observed:
+                self.observations.read(name, unit.all_days[[0, -1]])
+
     def draw(self, unit: Unit) -> np.ndarray:
         """Members of a unit on its kept days, x_MLCHW in physical units.
 
@@ -102,6 +112,8 @@ def _decoder(config: SampleConfig, score: Bundle) -> tuple[StateSpec, Decode, Te
     latent = score.document["latent"]
     mean, std = (torch.tensor(latent[part])[:, None, None] for part in ("mean", "std"))
     spec = bundle.spec if network.n_decoded == bundle.spec.n_channels else bundle.spec.subset(bundle.spec.names[:1])
+    if not bundle.document.get("report"):
+        raise ContractError(f"{bundle.folder}: holds no reconstruction report; train it to its end")
     lost = torch.tensor([bundle.document["report"][f"rmse/{name}"] for name in spec.channel_names])
     return spec, lambda z: network.decode((z * std + mean).flatten(0, 1)).unflatten(0, z.shape[:2]), lost
 
@@ -143,6 +155,7 @@ def run(config: SampleConfig) -> None:
     work = units(config)
     mine = share(work, os.environ)
     assimilator = Assimilator(config)
+    assimilator.check_days(work)
     product = _product(config, assimilator)
     todo = [unit for unit in mine if product.finished(unit.name) is None]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -199,4 +212,7 @@ def _claim(aside: Path, path: Path) -> None:
 def _made_by(config: SampleConfig, assimilator: Assimilator) -> dict[str, Any]:
     """What decides the product's content: the configuration, less what only shares the work, and the checksums."""
     content = {k: v for k, v in to_dict(config).items() if k not in ("verify", "members_per_unit", "folder", "archive")}
-    return content | {"score_sha256": assimilator.score.checksum}
+    return content | {
+        "score_sha256": assimilator.score.checksum,
+        "observations_sha256": assimilator.observations.checksum,
+    }

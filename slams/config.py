@@ -42,8 +42,7 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file")
     for word in overrides:
-        if "=" not in word:
-            raise ConfigError(f"override {word!r}: a word of the form key.path=value is needed")
+        _check_word(word)
     try:
         merged = OmegaConf.merge(
             OmegaConf.structured(schema), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
@@ -51,6 +50,16 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         return cast(T, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {path}: {_sentence(error)}") from error
+
+
+def _check_word(word: str) -> None:
+    """Refuse an override that is none, before it is mixed with the file's own content."""
+    if "=" not in word:
+        raise ConfigError(f"override {word!r}: a word of the form key.path=value is needed")
+    try:
+        OmegaConf.from_dotlist([word])
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"override {word!r}: {_sentence(error)}") from error
 
 
 def _sentence(error: Exception) -> str:

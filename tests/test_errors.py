@@ -51,7 +51,8 @@ def write_sample(folder):
 
 def write_train(folder):
     config = {"folder": f"{folder}/training", "shards": f"{folder}/shards", "bundle": f"{folder}/trained", "steps": 2}
-    config |= {"model": {"kind": "autoencoder", "hidden": [4], "blocks": [1]}, "data": {"batch": 8}, "wandb": "off"}
+    config |= {"model": {"kind": "autoencoder", "hidden": [4], "blocks": [1]}, "data": {"batch": 8}}
+    config["wandb"] = "disabled"
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
 
 

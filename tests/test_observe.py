@@ -87,7 +87,8 @@ def likelihood(masked=False):
         Gridded("temperature", Operator("block_mean", 4), t, np.full_like(t, 0.5), np.ones(t.shape, bool)),
         Gridded("precipitation", Operator("block_mean", 2), rain, np.full_like(rain, 0.1), mask.copy(), LAND),
     ]
-    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z: z, Physical(statistics(), TIME), UNRESOLVED)
+    physical = Physical(statistics(), TIME)
+    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z: z, physical, UNRESOLVED)
 
 
 def test_likelihood_stacks_what_was_observed_of_each_modality():

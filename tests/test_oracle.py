@@ -25,7 +25,6 @@ L, Z, H, W = 5, 2, 4, 8
 SHAPE = (L, Z, H, W)
 SDE = CosineSDE()
 MEMBERS, FEWER = 2000, 800
-PUBLISHED_BIAS = 0.0
 NOISE_STD = 0.3
 
 
@@ -175,12 +174,20 @@ def test_members_do_not_depend_on_their_batch_or_order():
         torch.testing.assert_close(draw(members=[member])[0], together[i], rtol=1e-4, atol=1e-4)
 
 
-def test_the_published_sampler_and_guidance_keep_their_known_bias():
-    """Predictor-corrector with SDA guidance, gamma 1e-2. Its diagonal J V J' counts correlated observations many times:
-    the posterior comes out too narrow and its mean is off by a fixed amount, which no number of steps removes."""
-    z = draw(GuidanceConfig("sda", gamma=1e-2), SamplerConfig("predictor_corrector", steps=128), range(500))
-    mean_error, _ = errors(z)
-    assert mean_error == pytest.approx(PUBLISHED_BIAS, abs=0.03)
+def test_the_published_sampler_and_guidance_need_their_many_steps():
+    """Predictor-corrector with SDA, gamma 1e-2: its Langevin steps mend what a diagonal J V J' gets wrong, given enough
+    of them. Error of the mean, measured with 800 members: 0.085, 0.047, 0.038 with 64, 128, 256 steps (0.028 is the
+    sampling error); the spread is 1.02 of the exact one throughout."""
+    published = GuidanceConfig("sda", gamma=1e-2)
+    for steps, mean_error in ((64, 0.085), (128, 0.047)):
+        z = draw(published, SamplerConfig("predictor_corrector", steps=steps), range(FEWER))
+        assert errors(z)[0] == pytest.approx(mean_error, abs=0.015)
+        assert variance_ratio(z) == pytest.approx(1.02, abs=0.04)
+
+
+def test_the_published_guidance_fails_with_few_deterministic_steps():
+    """Why the cheap sampler goes with MMPS: a diagonal J V J' counts correlated observations many times over."""
+    assert not within_bounds(draw(GuidanceConfig("sda", gamma=1e-2), members=range(FEWER)))
 
 
 def test_conjugate_gradients_solve_the_system():

@@ -75,7 +75,7 @@ def write_config(folder, shards, **changes):
         "log_every": 2,
         "validate_every": 12,
         "checkpoint_every": 5,
-        "wandb": "off",
+        "wandb": "disabled",
     }
     folder.mkdir(exist_ok=True)
     path = folder / "train.yaml"

@@ -43,7 +43,7 @@ class TrainConfig:
     validation_frames: int = 128
     checkpoint_every: int = 1000
     log_every: int = 50
-    wandb: Literal["online", "offline", "off"] = "offline"
+    wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "slams"
 
     def __post_init__(self) -> None:

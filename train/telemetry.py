@@ -107,7 +107,7 @@ def _forget_after(path: Path, step: int) -> None:
 
 def _open_wandb(config: TrainConfig, folder: Path) -> Any:
     """A wandb run that goes on under the same id."""
-    if config.wandb == "off":
+    if config.wandb == "disabled":
         return wandb.init(mode="disabled")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, str((folder / "wandb").resolve()))

@@ -23,6 +23,7 @@ from slams.contracts.archive import (
     dimensions,
     field_shape,
     read_time,
+    reading,
     write_axes,
     write_coordinate,
     write_levels,
@@ -60,8 +61,9 @@ class Analysis:
 
     def read(self, where: int) -> np.ndarray:
         """All members at one time, x_MCHW in physical units; NaN where not drawn yet."""
-        group = zarr.open_group(self.path, mode="r", use_consolidated=False)
-        parts = [np.asarray(array(group, m.name)[:, where]) for m in self.spec.modalities]
+        with reading(self.path):
+            group = zarr.open_group(self.path, mode="r", use_consolidated=False)
+            parts = [np.asarray(array(group, m.name)[:, where]) for m in self.spec.modalities]
         shape = (self.n_members, -1, *self.spec.grid.shape)
         return np.concatenate([part.reshape(shape) for part in parts], axis=1)
 
@@ -113,6 +115,7 @@ def create(
     config = attributes.pop("config")
     found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
     group.attrs.update(found | attributes)
+    consolidate(path)
     return Analysis(path, spec, time, n_members, dict(group.attrs))
 
 
@@ -146,8 +149,9 @@ def open_analysis(path: str | Path) -> Analysis:
     path = Path(path)
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no analysis there; run `python -m sample` first")
-    group = zarr.open_group(path, mode="r", use_consolidated=False)
-    attributes: dict[str, Any] = dict(group.attrs)
+    with reading(path):
+        group = zarr.open_group(path, mode="r", use_consolidated=False)
+        attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
     spec = StateSpec.from_json(attributes["spec"])
     return Analysis(path, spec, read_time(group), array(group, "member").shape[0], attributes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,22 @@ def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attribute
     )
     axis[:] = values
     axis.attrs.update(attributes)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which store is damaged, where zarr says only that something is.
+
+    Raises:
+        ContractError: a chunk or the metadata cannot be read.
+    """
+    try:
+        yield
+    except ContractError:
+        raise
+    except (ValueError, RuntimeError) as error:  # a checksum, a codec, or the JSON of the metadata
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ContractError(f"{path}: damaged, it cannot be read ({reason})") from error
 
 
 def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
@@ -173,11 +190,12 @@ class Archive:
 
     def read(self, where: slice | np.ndarray) -> np.ndarray:
         """Fields x_LCHW of those days in physical units, NaN where missing."""
-        group = zarr.open_group(self.path, mode="r")
+        with reading(self.path):
+            group = zarr.open_group(self.path, mode="r")
+            fields = [array(group, modality.name) for modality in self.spec.modalities]
+            found = [np.asarray(f[where] if isinstance(where, slice) else f.oindex[where]) for f in fields]
         parts = []
-        for modality in self.spec.modalities:
-            field = array(group, modality.name)
-            values = np.asarray(field[where] if isinstance(where, slice) else field.oindex[where])
+        for modality, values in zip(self.spec.modalities, found, strict=True):
             parts.append(values.reshape(len(values), modality.n_channels, *self.spec.grid.shape))
         return np.concatenate(parts, axis=1)
 
@@ -242,8 +260,9 @@ def open_archive(path: str | Path) -> Archive:
     path = Path(path)
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
-    group = zarr.open_group(path, mode="r")
-    attributes: dict[str, Any] = dict(group.attrs)
+    with reading(path):
+        group = zarr.open_group(path, mode="r")
+        attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
     run = np.asarray(array(group, "run")[:])

@@ -8,6 +8,7 @@ operator in the attributes: ``block_mean`` with its
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from slams.contracts.archive import (
     consolidate,
     dimensions,
     read_time,
+    reading,
     write_axes,
     write_coordinate,
     write_levels,
@@ -83,6 +85,11 @@ class Observations:
     attributes: dict[str, Any]
 
     @property
+    def checksum(self) -> str:
+        """Fingerprint of what was observed."""
+        return str(self.attributes["content_sha256"])
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The modalities that were observed."""
         group = zarr.open_group(self.path, mode="r")
@@ -101,9 +108,10 @@ class Observations:
         outside = np.asarray(days)[(where < 0) | (where >= len(self.time))]
         if len(outside):
             raise ContractError(f"{self.path}: {outside[0]} is outside {self.time[0]} to {self.time[-1]}")
-        group = zarr.open_group(self.path, mode="r")
-        parts = (array(group, f"{name}/{part}") for part in ("value", "error_std", "mask"))
-        value, error, mask = (self._frames(part, name, where) for part in parts)
+        with reading(self.path):
+            group = zarr.open_group(self.path, mode="r")
+            parts = (array(group, f"{name}/{part}") for part in ("value", "error_std", "mask"))
+            value, error, mask = (self._frames(part, name, where) for part in parts)
         seen = mask.astype(bool) & np.isfinite(value)
         if (error[seen] <= 0).any():
             raise ContractError(f"{self.path}: error_std of {name} is {error[seen].min()}; more than 0 is needed")
@@ -130,9 +138,20 @@ def write_observations(
     root.attrs.update(found | attributes)
     days = (np.asarray(time, "datetime64[D]") - np.datetime64("1900-01-01")).astype(np.int64)
     write_coordinate(root, "time", days, {"units": "days since 1900-01-01", "calendar": "proleptic_gregorian"})
+    root.attrs["content_sha256"] = _fingerprint(observed)
     for seen in observed:
         _write_modality(root.create_group(seen.name), spec, time, seen)
     consolidate(folder)
+
+
+def _fingerprint(observed: list[Gridded]) -> str:
+    """Of every value, so that an analysis can tell which observations it was drawn from."""
+    found = hashlib.sha256()
+    for seen in observed:
+        found.update(seen.name.encode())
+        for part in (seen.value, seen.error_std, seen.mask):
+            found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()
 
 
 def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: Gridded) -> None:
@@ -173,7 +192,8 @@ def open_observations(path: str | Path) -> Observations:
     path = Path(path)
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no observations there; run `python -m data_prep observe` first")
-    group = zarr.open_group(path, mode="r")
+    with reading(path):
+        group = zarr.open_group(path, mode="r")
     check_header(dict(group.attrs), FORMAT, VERSION, path)
     spec = StateSpec.from_json(group.attrs["spec"])  # type: ignore[arg-type]
     return Observations(path, spec, read_time(group), dict(group.attrs))
