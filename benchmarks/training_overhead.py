@@ -1,4 +1,4 @@
-"""What the training job costs over the barest PyTorch loop: same network, same batches, interleaved blocks, one process.
+"""What the training job costs over the barest PyTorch loop: same network and batches, interleaved blocks, one process.
 
     python benchmarks/training_overhead.py [CONFIG]      # default: configs/train/tiny_score.yaml, after `make demo`
 

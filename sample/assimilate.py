@@ -31,6 +31,7 @@ from slams.statistics import day_features
 from slams.windows import windowed
 
 Decode = Callable[[Tensor], Tensor]
+LARGEST_DEPARTURE = 20  # standard deviations of the state; the sample world's train years reach 12
 
 
 class Assimilator:
@@ -74,15 +75,26 @@ class Assimilator:
         posterior = guided(prior, likelihood, self.config.guidance, self.sde)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16), torch.no_grad():
             z = sample(posterior, self.config.sampler, self.sde, self._noise(unit))
-            x = physical(self.decode(z).float()).numpy()
-        for member, field in zip(unit.members, x, strict=True):
-            if not np.isfinite(field).all():
-                raise FloatingPointError(f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged")
-        kept = x[:, unit.halo : unit.halo + len(unit.days)]
+            decoded = self.decode(z).float()
+        self._check(unit, decoded)
+        return self._admissible(physical(decoded).numpy()[:, unit.halo : unit.halo + len(unit.days)])
+
+    def _check(self, unit: Unit, x_MLCHW: Tensor) -> None:
+        """Refuse members whose state has left the world: nothing of a diverged unit is ever written."""
+        state = x_MLCHW[:, :, self.spec.channels(self.spec.names[0])].abs().amax(dim=(1, 2, 3, 4))
+        for member, departure in zip(unit.members, state.tolist(), strict=True):
+            if not departure < LARGEST_DEPARTURE:  # also where it is not a number
+                raise FloatingPointError(
+                    f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged: {departure:.3g} std "
+                    f"from the climatology, {LARGEST_DEPARTURE} at most; take more sampler.steps"
+                )
+
+    def _admissible(self, x_MLCHW: np.ndarray) -> np.ndarray:
+        """Rain not below none, which a linear decoder may give, and nothing where a channel is never observed."""
         if "precipitation" in self.spec.names:
-            rain = kept[:, :, self.spec.channels("precipitation")]
-            np.maximum(rain, 0, out=rain)  # a linear decoder may go below none
-        return np.where(self.statistics.observed[: self.spec.n_channels], kept, np.nan)
+            rain = x_MLCHW[:, :, self.spec.channels("precipitation")]
+            np.maximum(rain, 0, out=rain)
+        return np.where(self.statistics.observed[: self.spec.n_channels], x_MLCHW, np.nan)
 
     def _noise(self, unit: Unit) -> Noise:
         """Noise keyed by (seed, member, valid day, step): a frame's is its own, whoever draws it, in any segment."""
