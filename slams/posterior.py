@@ -37,15 +37,16 @@ class SamplerConfig:
     Arguments:
         kind: ``predictor_corrector`` (the paper), ``ddim``, or ``multistep`` (second order, the cheapest).
         steps: reverse steps, equal in t.
-        start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Above it the
-            state is noise to within start_alpha^2 of its variance, and a network's Jacobian is poorly known.
+        start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Up to here the
+            state is noise to within start_alpha^2 of its variance, and a network's Jacobian, which MMPS divides by
+            alpha, is known too poorly: with 1e-3 the demo's members diverge.
         corrections, tau: Langevin corrections a step and their size (predictor_corrector).
         stochasticity: eta of DDIM, 0 to 1.
     """
 
     kind: Literal["predictor_corrector", "ddim", "multistep"] = "multistep"
     steps: int = 16
-    start_alpha: float = 1e-3
+    start_alpha: float = 0.02
     corrections: int = 1
     tau: float = 0.5
     stochasticity: float = 0.0
