@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=PASSIVE $(BIN)/python
-GCM := jcm==3.0.0 dinosaur==1.5.1 jax==0.10.2 jaxlib==0.10.2
+
+# The pins stand in pyproject.toml alone; the project itself, and torch with it, stays out of that environment.
+EXTRA_WORLD = $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['world'])"
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -40,7 +42,7 @@ bench: .venv/ready  ## speed claims, each with its own program
 # The general circulation model has an environment of its own: its pins must not rule the training environment.
 .venv-world/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-world
-	.venv-world/bin/pip install --quiet $(GCM)
+	.venv-world/bin/pip install --quiet $$($(EXTRA_WORLD))
 	touch $@
 
 clean:

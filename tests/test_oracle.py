@@ -52,6 +52,11 @@ def drawn_observations():
     return OPERATOR @ truth + NOISE_STD * error
 
 
+def from_pure_noise(kind, **fields):
+    """A sampler that starts at alpha = 1e-3: the exact denoiser's Jacobian is known there too."""
+    return SamplerConfig(kind, start_alpha=1e-3, **fields)
+
+
 COVARIANCE = prior_covariance()
 D = len(COVARIANCE)
 PRIOR = GaussianDenoiser(torch.zeros(D), COVARIANCE.float(), SDE)
@@ -62,7 +67,7 @@ GAIN = COVARIANCE @ OPERATOR.T @ torch.linalg.inv(OPERATOR @ COVARIANCE @ OPERAT
 MEAN, POSTERIOR = GAIN @ Y, COVARIANCE - GAIN @ OPERATOR @ COVARIANCE
 LIKELIHOOD = Likelihood(predict, Y.float(), torch.full((N,), NOISE_STD), torch.ones(N))
 EXACT = GuidanceConfig("mmps", iterations=N)
-CHEAP = SamplerConfig("multistep", steps=16, start_alpha=1e-3)
+CHEAP = from_pure_noise("multistep", steps=16)
 MEAN_BOUND, COVARIANCE_BOUND = 0.05, 0.02  # the second on top of the sampling error
 
 
@@ -108,17 +113,18 @@ def test_without_guidance_the_draws_are_from_the_prior():
 
 
 def test_ancestral_steps_agree_with_deterministic_ones():
-    assert within_bounds(draw(sampler=SamplerConfig("ddim", steps=64, start_alpha=1e-3, stochasticity=1.0), members=range(FEWER)))
+    assert within_bounds(draw(sampler=from_pure_noise("ddim", steps=64, stochasticity=1.0), members=range(FEWER)))
 
 
 @pytest.mark.parametrize("kind", ["ddim", "multistep"])
 def test_more_steps_lose_less_of_the_spread(kind):
-    lost = [abs(1 - variance_ratio(draw(sampler=SamplerConfig(kind, steps=n, start_alpha=1e-3), members=range(FEWER)))) for n in (6, 24)]
+    drawn = [draw(sampler=from_pure_noise(kind, steps=n), members=range(FEWER)) for n in (6, 24)]
+    lost = [abs(1 - variance_ratio(z)) for z in drawn]
     assert lost[1] < lost[0] / 2
 
 
 def test_second_order_steps_keep_the_spread_that_first_order_steps_lose():
-    samplers = [SamplerConfig(kind, steps=16, start_alpha=1e-3) for kind in ("ddim", "multistep")]
+    samplers = [from_pure_noise(kind, steps=16) for kind in ("ddim", "multistep")]
     first, second = (variance_ratio(draw(sampler=sampler, members=range(FEWER))) for sampler in samplers)
     assert first < 0.9
     assert second == pytest.approx(1, abs=0.08)
@@ -180,7 +186,7 @@ def test_the_published_sampler_and_guidance_need_their_many_steps():
     sampling error); the spread is 1.02 of the exact one throughout."""
     published = GuidanceConfig("sda", gamma=1e-2)
     for steps, mean_error in ((64, 0.085), (128, 0.047)):
-        z = draw(published, SamplerConfig("predictor_corrector", steps=steps, start_alpha=1e-3), range(FEWER))
+        z = draw(published, from_pure_noise("predictor_corrector", steps=steps), range(FEWER))
         assert errors(z)[0] == pytest.approx(mean_error, abs=0.015)
         assert variance_ratio(z) == pytest.approx(1.02, abs=0.04)
 
