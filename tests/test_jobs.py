@@ -195,7 +195,7 @@ def test_a_run_cut_off_goes_on_where_it_ended(chain):
     half = [path for path in state(product) if "temperature/c/" in str(path)]
     kept = {path: state(product)[path] for path in half}
     assert len(half) == MEMBERS * len(DATES) / 2 and not (product / "complete.json").exists()
-    assert MAIN["sample"](command[1:]) == 0
+    finish(start(command))  # a process of its own: other tests may have changed this one's number of threads
     assert members(product) == members(chain.folder / "run" / "analysis.zarr")
     assert {path: state(product)[path] for path in half} == kept  # what was drawn is not drawn again
 
