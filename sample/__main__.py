@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
             import_module("sample.verify").verify(config)
         else:
             run(config)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"{parser.prog}: {error}; pip install 'slams[plots]'\n")
+        return 2
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"{parser.prog}: {' '.join(str(error).split())}\n")
         return 2
