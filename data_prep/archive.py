@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -138,9 +137,3 @@ def _write(group: zarr.Group, name: str, field: xr.DataArray, time: np.ndarray) 
         values = np.full((len(block), *field.shape[1:]), np.nan, np.float32)
         values[(days[found] - block[0]).astype(int)] = np.asarray(field[found])
         write_block(group, name, start, values)
-
-
-def describe(path: str) -> dict[str, Any]:
-    """What an archive holds, for people."""
-    found = open_archive(path)
-    return {"days": len(found.time), "channels": found.spec.channel_names, "grid": found.spec.grid.shape}

@@ -76,18 +76,8 @@ class Assimilator:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16), torch.no_grad():
             z = sample(posterior, self.config.sampler, self.sde, self._noise(unit))
             decoded = self.decode(z).float()
-        self._check(unit, decoded)
+        refuse_diverged(unit, decoded[:, :, self.spec.channels(self.spec.names[0])])
         return self._admissible(physical(decoded).numpy()[:, unit.halo : unit.halo + len(unit.days)])
-
-    def _check(self, unit: Unit, x_MLCHW: Tensor) -> None:
-        """Refuse members whose state has left the world: nothing of a diverged unit is ever written."""
-        state = x_MLCHW[:, :, self.spec.channels(self.spec.names[0])].abs().amax(dim=(1, 2, 3, 4))
-        for member, departure in zip(unit.members, state.tolist(), strict=True):
-            if not departure < LARGEST_DEPARTURE:  # also where it is not a number
-                raise FloatingPointError(
-                    f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged: {departure:.3g} std "
-                    f"from the climatology, {LARGEST_DEPARTURE} at most; take more sampler.steps"
-                )
 
     def _admissible(self, x_MLCHW: np.ndarray) -> np.ndarray:
         """Rain not below none, which a linear decoder may give, and nothing where a channel is never observed."""
@@ -107,6 +97,21 @@ class Assimilator:
             return torch.from_numpy(np.array(parts))
 
         return noise
+
+
+def refuse_diverged(unit: Unit, state_MLCHW: Tensor) -> None:
+    """Refuse members whose standardised state has left the world: nothing of a diverged unit is ever written.
+
+    Raises:
+        FloatingPointError: naming the member, its days and how far it went.
+    """
+    farthest = state_MLCHW.abs().amax(dim=(1, 2, 3, 4))
+    for member, departure in zip(unit.members, farthest.tolist(), strict=True):
+        if not departure < LARGEST_DEPARTURE:  # also where it is not a number
+            raise FloatingPointError(
+                f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged: {departure:.3g} std "
+                f"from the climatology, {LARGEST_DEPARTURE} at most; take more sampler.steps or a larger sampler.start_alpha"
+            )
 
 
 def _decoder(config: SampleConfig, score: Bundle) -> tuple[StateSpec, Decode, Tensor]:
