@@ -109,8 +109,8 @@ def refuse_diverged(unit: Unit, state_MLCHW: Tensor) -> None:
     for member, departure in zip(unit.members, farthest.tolist(), strict=True):
         if not departure < LARGEST_DEPARTURE:  # also where it is not a number
             raise FloatingPointError(
-                f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged: {departure:.3g} std "
-                f"from the climatology, {LARGEST_DEPARTURE} at most; take more sampler.steps or a larger sampler.start_alpha"
+                f"member {member} of {unit.days[0]} to {unit.days[-1]} diverged: {departure:.3g} std from the "
+                f"climatology, {LARGEST_DEPARTURE} at most; take more sampler.steps or a larger sampler.start_alpha"
             )
 
 
