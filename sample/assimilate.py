@@ -21,8 +21,8 @@ from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError, is_finished, provenance
 from slams.contracts.observations import Observations, open_observations
 from slams.guidance import guided
+from slams.likelihood import Physical, physical_likelihood
 from slams.model import open_autoencoder, open_score
-from slams.observe import Physical, physical_likelihood
 from slams.rng import normal
 from slams.samplers import Noise, sample
 from slams.sde import CosineSDE

@@ -186,7 +186,9 @@ def test_observations_come_out_as_they_went_in(scratch, data):
     n, name = data.draw(st.integers(1, 4)), data.draw(st.sampled_from(spec.names))
     operator = data.draw(st.sampled_from([Operator("identity"), Operator("block_mean", 2), Operator("subsample", 2)]))
     value = data.draw(fields(n, spec))[:, spec.channels(name), :: operator.factor, :: operator.factor]
-    mask = np.isfinite(value) & data.draw(arrays.arrays(bool, value.shape))
+    value.flat[0], chosen = 1.5, data.draw(arrays.arrays(bool, value.shape))
+    chosen.flat[0] = True  # a set in which nothing was observed is refused
+    mask = np.isfinite(value) & chosen
     weight = data.draw(st.sampled_from([None, spec.grid.area_weights.astype(np.float32)]))
     error = 1 + np.abs(np.nan_to_num(value))
     write_observations(path, spec, days(n), [Gridded(name, operator, value, error, mask, weight)], {"config": {}})
@@ -341,9 +343,9 @@ def test_an_autoencoder_of_other_channels_or_statistics_is_refused(tmp_path):
 def test_observations_with_an_error_of_zero_or_of_another_day_are_refused(tmp_path):
     found = open_observations(make_observations(tmp_path / "made"))
     assert "2001-01-01 is outside 2000-02-27 to 2000-03-02" in refusal(found.read, "olr", days(1, "2001-01-01"))
-    assert "has no observations of 'temperature'; it has olr" in refusal(found.read, "temperature", days(1))
+    assert "has no observations of 'temperature' on a grid; it has olr" in refusal(found.read, "temperature", days(1))
     zarr.open_group(tmp_path / "made", mode="r+", use_consolidated=False)["olr"]["error_std"][0] = 0
-    assert "error_std of olr is 0.0; more than 0 is needed" in refusal(found.read, "olr", days(1))
+    assert "error_std of olr is 0.0; a finite number, more than 0 is needed" in refusal(found.read, "olr", days(1))
 
 
 def test_windows_never_cross_a_run_a_gap_or_a_split(tmp_path):

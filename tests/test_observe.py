@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from slams.contracts.observations import Gridded, Operator
-from slams.observe import Physical, observe, physical_likelihood
+from slams.likelihood import Physical, physical_likelihood
+from slams.observe import observe
 from slams.rng import normal
 from slams.spec import Grid, Modality, StateSpec
 from slams.statistics import Statistics
@@ -111,5 +112,5 @@ def test_tangent_by_finite_differences():
 
 
 def test_observations_that_are_all_masked_are_refused():
-    with pytest.raises(ValueError, match="every value is masked"):
+    with pytest.raises(ValueError, match="every value of precipitation is masked"):
         likelihood(masked=True)

@@ -1,78 +1,41 @@
-"""Observations: what was measured of each modality, with its error and its operator. Zarr v3.
+"""Observations: what was measured of each modality, with its error and its operator. Zarr v3, and Parquet.
 
-One group a modality, named like it, with `value`, `error_std` (physical units) and `mask` (1 = observed), each
-(time, [level,] y, x) on the operator's own grid, where needed the `weight` of each cell of the full grid, and the
-operator in the attributes: ``block_mean`` with its
-``factor``, ``subsample`` with its ``factor`` (every factor-th cell), or ``identity``.
+On a grid: one group a modality, named like it, with `value`, `error_std` (physical units) and `mask` (1 = observed),
+each (time, [level,] y, x) on the operator's own grid, where needed the `weight` of each cell of the full grid, and the
+operator in the attributes: ``block_mean`` with its ``factor``, ``subsample`` with its ``factor`` (every factor-th
+cell), or ``identity``, and where a second one follows it, that one as ``then`` (`slams.contracts.gridded`). At
+stations: one table, ``stations.parquet`` (`slams.contracts.stations`). A modality may be observed both ways.
+
+A set whose attribute ``space`` is ``latent`` has the one group ``latent``, (time, channel, y, x), of standardised
+latents; its attributes name their ``autoencoder`` (checksum), their moments (``latent``) and their ``latent_shape``.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
 
-from slams.contracts.archive import (
-    array,
-    codecs,
-    consolidate,
-    dimensions,
-    read_time,
-    reading,
-    write_axes,
-    write_coordinate,
-    write_levels,
-)
+from slams.contracts.archive import consolidate, read_time, reading, write_coordinate
 from slams.contracts.envelope import ContractError, check_header, header
-from slams.spec import Grid, StateSpec
+from slams.contracts.gridded import Field, Gridded, GriddedWriter, Operator, OperatorKind, read_gridded
+from slams.contracts.stations import FILE, Stations, StationWriter, open_stations, read_stations
+from slams.spec import Grid, Modality, StateSpec
+
+__all__ = ["Gridded", "Observations", "Observed", "Operator", "OperatorKind", "Stations"]
+__all__ += ["open_observations", "write_observations"]
 
 FORMAT, VERSION = "slams-observations", 1
-OperatorKind = Literal["identity", "block_mean", "subsample"]
+LATENT = Modality("latent", "state", "1", "")
+CHECKED_DAYS = 64
 
 
-@dataclass(frozen=True)
-class Operator:
-    """A linear map from a field on the grid to what is observed of it. `slams.observe` applies it.
-
-    Arguments:
-        kind: mean of factor x factor blocks, every factor-th cell (from the middle of each block), or all.
-        factor: cells a block in each direction.
-    """
-
-    kind: OperatorKind
-    factor: int = 1
-
-    def __post_init__(self) -> None:
-        if self.factor < 1 or (self.kind == "identity" and self.factor != 1):
-            raise ValueError(f"factor: {self.factor} is not allowed for {self.kind}; at least 1, and 1 for identity")
-
-    def coordinates(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Latitude and longitude of what is observed."""
-        coarse = grid.coarsened(self.factor)
-        if self.kind == "subsample":
-            middle = self.factor // 2
-            return grid.latitude[middle :: self.factor], grid.longitude[middle :: self.factor]
-        return coarse.latitude, coarse.longitude
-
-
-@dataclass(frozen=True)
-class Gridded:
-    """Observations of one modality over consecutive days, each array (L, C, y, x).
-
-    `value` is NaN and `mask` False where nothing was observed. `weight_HW` is what each grid cell counts in a block
-    mean (gauges stand on land: the ocean's cells count nothing); None where every cell counts the same.
-    """
-
-    name: str
-    operator: Operator
-    value: np.ndarray
-    error_std: np.ndarray
-    mask: np.ndarray
-    weight_HW: np.ndarray | None = None
+Observed = Gridded | Stations
 
 
 @dataclass(frozen=True)
@@ -83,6 +46,8 @@ class Observations:
     spec: StateSpec
     time: np.ndarray
     attributes: dict[str, Any]
+    gridded: tuple[str, ...]
+    stations: tuple[str, ...]
 
     @property
     def checksum(self) -> str:
@@ -90,104 +55,188 @@ class Observations:
         return str(self.attributes["content_sha256"])
 
     @property
+    def space(self) -> str:
+        """``physical`` or ``latent``."""
+        return str(self.attributes.get("space", "physical"))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The modalities that were observed."""
-        group = zarr.open_group(self.path, mode="r")
-        return tuple(name for name in self.spec.names if name in group)
+        """The modalities that were observed, on a grid or at stations."""
+        return tuple(name for name in (*self.spec.names, LATENT.name) if name in self.gridded + self.stations)
 
     def read(self, name: str, days: np.ndarray) -> Gridded:
-        """Observations of a modality on those days.
+        """Observations of a modality on a grid on those days.
 
         Raises:
-            ContractError: the modality was not observed, a day lies outside the period, or an error
-                standard deviation is not positive.
+            ContractError: the modality was not observed so, a day lies outside the period, or what is used has an
+                error that is no standard deviation, another unit, or values that cannot be in it.
         """
-        if name not in self.names:
-            raise ContractError(f"{self.path}: has no observations of {name!r}; it has {', '.join(self.names)}")
+        if name not in self.gridded:
+            raise ContractError(f"{self.path}: has no observations of {name!r} on a grid; it has {self._content}")
+        where = self._where(days)
+        return read_gridded(self.path, _field(self.spec, self.attributes, name), len(self.time), where)
+
+    def read_stations(self, name: str, days: np.ndarray) -> Stations:
+        """Observations of a modality at stations on those days; only those days' part of the table is read.
+
+        Raises:
+            ContractError: the modality was not observed so, a day lies outside the period, or see `read_stations`.
+        """
+        if name not in self.stations:
+            raise ContractError(f"{self.path}: has no observations of {name!r} at stations; it has {self._content}")
+        self._where(days)
+        return read_stations(self.path / FILE, self.spec, name, days)
+
+    def read_all(self, names: Iterable[str], days: np.ndarray) -> list[Observed]:
+        """Everything of those modalities on those days, on grids and at stations.
+
+        Raises:
+            ContractError: as `read` and `read_stations`.
+        """
+        found: list[Observed] = []
+        for name in names:
+            if name in self.gridded or name not in self.stations:
+                found.append(self.read(name, days))
+            if name in self.stations:
+                found.append(self.read_stations(name, days))
+        return found
+
+    def check(self, names: Sequence[str], days: np.ndarray) -> None:
+        """Read, block by block, what a run is going to read, so that it is refused before anything is drawn.
+
+        Raises:
+            ContractError: as `read_all`, or a modality of which nothing is observed on any of those days.
+        """
+        unseen = list(names)
+        for i in range(0, len(days), CHECKED_DAYS):
+            for seen in self.read_all(names, days[i : i + CHECKED_DAYS]):
+                if seen.name in unseen and seen.used.any():
+                    unseen.remove(seen.name)
+        if unseen:
+            period = f"from {days[0]} to {days[-1]}"
+            raise ContractError(f"{self.path}: every value of {unseen[0]} is masked {period}; at least one is needed")
+
+    def check_latents(self, autoencoder: str, latent: dict[str, Any]) -> None:
+        """Refuse observations of other latents than a score network learned.
+
+        Arguments:
+            autoencoder: checksum of the score network's autoencoder.
+            latent: mean and standard deviation of each latent channel, by which it standardised them.
+
+        Raises:
+            ContractError: another autoencoder, other moments, or no observations of latents at all.
+        """
+        if self.space != "latent":
+            raise ContractError(f"{self.path}: holds observations in {self.space} space, not of latents")
+        if self.attributes["autoencoder"] != autoencoder or self.attributes["latent"] != latent:
+            raise ContractError(f"{self.path}: observes the latents of another autoencoder than the score network's")
+
+    @property
+    def _content(self) -> str:
+        parts = [*self.gridded, *(f"{name} at stations" for name in self.stations)]
+        return ", ".join(parts) or "none"
+
+    def _where(self, days: np.ndarray) -> np.ndarray:
         where = (np.asarray(days, "datetime64[D]") - self.time[0]).astype(int)
         outside = np.asarray(days)[(where < 0) | (where >= len(self.time))]
         if len(outside):
             raise ContractError(f"{self.path}: {outside[0]} is outside {self.time[0]} to {self.time[-1]}")
-        with reading(self.path):
-            group = zarr.open_group(self.path, mode="r")
-            parts = (array(group, f"{name}/{part}") for part in ("value", "error_std", "mask"))
-            value, error, mask = (self._frames(part, name, where) for part in parts)
-        seen = mask.astype(bool) & np.isfinite(value)
-        if (error[seen] <= 0).any():
-            raise ContractError(f"{self.path}: error_std of {name} is {error[seen].min()}; more than 0 is needed")
-        weight = np.asarray(array(group, f"{name}/weight")[:]) if f"{name}/weight" in group else None
-        operator: dict[str, Any] = dict(group[name].attrs)["operator"]  # type: ignore[assignment]
-        return Gridded(name, Operator(**operator), value, error, seen, weight)
+        return where
 
-    def _frames(self, part: zarr.Array[Any], name: str, where: np.ndarray) -> np.ndarray:
-        values = np.asarray(part.oindex[where])
-        return values.reshape(len(where), self.spec.modality(name).n_channels, *values.shape[-2:])
+
+def _field(spec: StateSpec, attributes: dict[str, Any], name: str) -> Field:
+    if name != LATENT.name:
+        return Field(spec.modality(name), spec.grid, spec.modality(name).n_channels)
+    n_channels, *shape = attributes["latent_shape"]
+    return Field(LATENT, Grid(*shape), n_channels)
 
 
 def write_observations(
-    folder: Path, spec: StateSpec, time: np.ndarray, observed: list[Gridded], attributes: dict[str, Any]
+    folder: Path, spec: StateSpec, time: np.ndarray, observed: Iterable[Observed], attributes: dict[str, Any]
 ) -> None:
     """Write observations of consecutive days into a folder (usually one written aside).
 
     Arguments:
-        attributes: ``config`` and whatever else describes where they come from.
+        observed: one a modality, or blocks of consecutive days: on a grid those of one name follow one another from
+            the first day to the last; at stations they may come in any order. One block at a time is held.
+        attributes: ``config`` and whatever else describes where they come from; for latents ``space``,
+            ``autoencoder``, ``latent`` and ``latent_shape`` (Z, h, w).
+
+    Raises:
+        ValueError: days that are not consecutive, missing days of a modality, or one whose every value is masked.
+        ContractError: errors or values that no reader would take.
     """
+    time = np.asarray(time, "datetime64[D]")
+    if (np.diff(time).astype(int) != 1).any():
+        raise ValueError(f"time: {time[0]} to {time[-1]} are not consecutive days; mask those without observations")
     root = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
     found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
     root.attrs.update(found | attributes)
-    days = (np.asarray(time, "datetime64[D]") - np.datetime64("1900-01-01")).astype(np.int64)
+    days = (time - np.datetime64("1900-01-01")).astype(np.int64)
     write_coordinate(root, "time", days, {"units": "days since 1900-01-01", "calendar": "proleptic_gregorian"})
-    root.attrs["content_sha256"] = _fingerprint(observed)
+    writer = _Writer(Path(folder), root, spec, time)
     for seen in observed:
-        _write_modality(root.create_group(seen.name), spec, time, seen)
+        writer.write(seen)
+    writer.close()
+    root.attrs["content_sha256"] = writer.fingerprint()
     consolidate(folder)
 
 
-def _fingerprint(observed: list[Gridded]) -> str:
-    """Of every value, so that an analysis can tell which observations it was drawn from."""
-    found = hashlib.sha256()
-    for seen in observed:
-        found.update(seen.name.encode())
-        for part in (seen.value, seen.error_std, seen.mask):
-            found.update(np.ascontiguousarray(part).tobytes())
-    return found.hexdigest()
+class _Writer:
+    """An observation set in the making."""
 
+    def __init__(self, folder: Path, root: zarr.Group, spec: StateSpec, time: np.ndarray) -> None:
+        self.folder, self.root, self.spec, self.time = folder, root, spec, time
+        self.gridded: dict[str, GriddedWriter] = {}
+        self.stations: StationWriter | None = None
+        self.seen: dict[str, bool] = {}
+        self.hashes: dict[str, Any] = {}
 
-def _write_modality(group: zarr.Group, spec: StateSpec, time: np.ndarray, seen: Gridded) -> None:
-    modality = spec.modality(seen.name)
-    group.attrs["operator"] = {"kind": seen.operator.kind, "factor": seen.operator.factor}
-    latitude, longitude = seen.operator.coordinates(spec.grid)
-    write_axes(group, time, latitude, longitude)
-    if modality.level_hpa:
-        write_levels(group, spec.subset((seen.name,)))
-    if seen.weight_HW is not None:
-        weight = group.create_array(
-            "weight", data=seen.weight_HW.astype(np.float32), dimension_names=["cell_latitude", "cell_longitude"]
-        )
-        weight.attrs["long_name"] = "what each cell of the full grid counts in the operator"
-    parts = {"value": seen.value, "error_std": seen.error_std, "mask": seen.mask.astype(np.int8)}
-    for part, values in parts.items():
-        shape = values.shape if modality.level_hpa else (values.shape[0], *values.shape[2:])
-        field = group.create_array(
-            part,
-            shape=shape,
-            dtype=values.dtype,
-            chunks=(min(64, shape[0]), *shape[1:]),
-            fill_value=0 if part == "mask" else np.nan,
-            compressors=codecs(),
-            dimension_names=["time", *dimensions(modality)],
-        )
-        field[:] = values.reshape(shape)
-        if part != "mask":
-            field.attrs.update({"units": modality.units, "standard_name": modality.standard_name})
+    def write(self, seen: Observed) -> None:
+        if isinstance(seen, Stations):
+            self.stations = self.stations or StationWriter(self.folder / FILE, self.spec)
+            self.stations.write(seen)
+        else:
+            if seen.name not in self.gridded:
+                field = _field(self.spec, dict(self.root.attrs), seen.name)
+                self.gridded[seen.name] = GriddedWriter(self.folder, field, self.time, seen)
+            self.gridded[seen.name].write(seen)
+        self.seen[seen.name] = self.seen.get(seen.name, False) or bool(seen.used.any())
+        self._hash(seen)
+
+    def _hash(self, seen: Observed) -> None:
+        """Each array by itself, so that the fingerprint does not depend on the blocks."""
+        for part, value in seen.content.items():
+            name = f"{type(seen).__name__} {seen.name} {part}"
+            self.hashes.setdefault(name, hashlib.sha256()).update(value)
+
+    def close(self) -> None:
+        """Close the table, and refuse what is not whole."""
+        if self.stations is not None:
+            self.stations.close()
+        for name, writer in self.gridded.items():
+            if writer.rows != len(self.time):
+                raise ValueError(f"{name}: {writer.rows} days were given; {len(self.time)} are needed")
+        for name, seen in self.seen.items():
+            if not seen:
+                raise ValueError(f"{name}: every value is masked; leave it out, or observe some of it")
+
+    def fingerprint(self) -> str:
+        """Of every value, so that an analysis can tell which observations it was drawn from."""
+        found = hashlib.sha256()
+        for name, part in sorted(self.hashes.items()):
+            found.update(f"{name} {part.hexdigest()}".encode())
+        for name, writer in sorted(self.gridded.items()):
+            found.update(f"{name} {writer.operator}".encode())
+        return found.hexdigest()
 
 
 def open_observations(path: str | Path) -> Observations:
     """Open an observation set.
 
     Raises:
-        ContractError: nothing there, another format or a newer version.
+        ContractError: nothing there, another format or a newer version, or a table of stations that is none.
     """
     path = Path(path)
     if not (path / "zarr.json").is_file():
@@ -196,4 +245,7 @@ def open_observations(path: str | Path) -> Observations:
         group = zarr.open_group(path, mode="r")
     check_header(dict(group.attrs), FORMAT, VERSION, path)
     spec = StateSpec.from_json(group.attrs["spec"])  # type: ignore[arg-type]
-    return Observations(path, spec, read_time(group), dict(group.attrs))
+    time = read_time(group)
+    gridded = tuple(name for name in (*spec.names, LATENT.name) if name in group)
+    stations = open_stations(path / FILE, spec, time) if (path / FILE).is_file() else ()
+    return Observations(path, spec, time, dict(group.attrs), gridded, stations)
