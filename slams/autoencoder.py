@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slams.layers import Conv, group_norm
+from slams.layers import ChannelNorm, Conv
 
 
 class PaperAutoencoder(nn.Module):
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = ChannelNorm(channels)
         self.first = Conv(channels, channels, 3, "sphere")
         self.second = Conv(channels, channels, 3, "sphere")
         nn.init.zeros_(self.second.weight)

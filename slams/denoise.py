@@ -8,7 +8,7 @@ network, by what the network predicts: ``eps`` (the published choice) or ``v`` =
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,27 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Prediction = Literal["eps", "v"]
 
 
+class Background(NamedTuple):
+    """A first guess of the day before each window, in standardised latents, where there is one.
+
+    Arguments:
+        z_BZHW: the state; anything where not known.
+        known_B: whether a window has it.
+    """
+
+    z_BZHW: Tensor
+    known_B: Tensor
+
+
 def _like(value_B: Tensor, x: Tensor) -> Tensor:
     return value_B.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 class NetworkDenoiser:
-    """d(z_t, t, day) from a network's prediction.
+    """d(z_t, t, day[, background]) from a network's prediction.
 
     Arguments:
-        network: (z_t (B, L, Z, H, W), t (B,), day (B, L, 5)) -> prediction.
+        network: (z_t (B, L, Z, H, W), t (B,), day (B, L, 5)[, background]) -> prediction.
         sde: the perturbation kernel.
         prediction: what the network predicts.
     """
@@ -35,10 +47,11 @@ class NetworkDenoiser:
     def __init__(self, network: nn.Module, sde: CosineSDE, prediction: Prediction) -> None:
         self.network, self.sde, self.prediction = network, sde, prediction
 
-    def __call__(self, z_t: Tensor, t: Tensor, day_BL5: Tensor) -> Tensor:
+    def __call__(self, z_t: Tensor, t: Tensor, day_BL5: Tensor, background: Background | None = None) -> Tensor:
         t_B = t.expand(len(z_t))
         alpha, sigma = _like(self.sde.alpha(t_B), z_t), _like(self.sde.sigma(t_B), z_t)
-        out = self.network(z_t, t_B, day_BL5).to(z_t.dtype)
+        given = () if background is None else (background,)
+        out = self.network(z_t, t_B, day_BL5, *given).to(z_t.dtype)
         if self.prediction == "eps":
             return (z_t - sigma * out) / alpha
         return (alpha * z_t - sigma * out) / (alpha**2 + sigma**2)
@@ -47,19 +60,37 @@ class NetworkDenoiser:
 class ScoreTask(nn.Module):
     """Training objective of a score network: mean squared error of its prediction (denoising score matching).
 
+    With `draw_error` the first frame of a batch is no part of the window: it is the day before it, which with an error
+    added becomes the background, dropped at random, so that one network learns the prior with and without it.
+
     Arguments:
         network: as in `NetworkDenoiser`.
+        draw_error: white noise (B, Z, H, W) -> error of a background; None where there is no background.
+        dropped: share of the windows that are given none.
     """
 
-    def __init__(self, network: nn.Module, sde: CosineSDE, prediction: Prediction) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: CosineSDE,
+        prediction: Prediction,
+        draw_error: Callable[[Tensor], Tensor] | None = None,
+        dropped: float = 0.0,
+    ) -> None:
         super().__init__()
         self.network, self.sde, self.prediction = network, sde, prediction
+        self.draw_error, self.dropped = draw_error, dropped
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         z, noise, t = torch.nan_to_num(batch["x"]), batch["noise"], batch["t"]
+        given: tuple[Background, ...] = ()
+        if self.draw_error is not None:
+            known = batch["chance"] >= self.dropped
+            given = (Background(z[:, 0] + self.draw_error(noise[:, 0]), known),)
+            z, noise = z[:, 1:], noise[:, 1:]
         alpha, sigma = _like(self.sde.alpha(t), z), _like(self.sde.sigma(t), z)
         target = noise if self.prediction == "eps" else alpha * noise - sigma * z
-        out = self.network(alpha * z + sigma * noise, t, batch["day"]).float()
+        out = self.network(alpha * z + sigma * noise, t, batch["day"], *given).float()
         return {"loss": ((out - target) ** 2).mean()}
 
 

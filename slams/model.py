@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from slams.autoencoder import Autoencoder, PaperAutoencoder, ReconstructionTask
 from slams.contracts.bundle import Bundle
 from slams.denoise import NetworkDenoiser, Prediction, ScoreTask
+from slams.gaussian import CorrectedGaussian, ZonalGaussian
 from slams.sde import CosineSDE
 from slams.spec import Grid, StateSpec
 from slams.statistics import Statistics
@@ -32,6 +34,10 @@ class ModelConfig:
         reduction: grid cells a latent cell in each direction (autoencoder).
         prediction: what a score network predicts.
         eta: of the perturbation kernel.
+        modes: of each zonal wavenumber in the Gaussian prior that a flagship score network corrects.
+        background_error: assumed error of a background, the state of the day before the window, as a share of the
+            climatological spread; 0 = the network takes none (flagship score network).
+        background_dropped: share of the training windows that are given no background.
         modality_weights: weight of each modality's channels in the reconstruction loss; empty means 1.
     """
 
@@ -44,6 +50,9 @@ class ModelConfig:
     reduction: int = 1
     prediction: Prediction = "v"
     eta: float = 1e-3
+    modes: int = 256
+    background_error: float = 0.0
+    background_dropped: float = 0.5
     modality_weights: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,6 +67,22 @@ class ModelConfig:
         if self.kind == "autoencoder" and len(self.hidden) != 1:
             raise ValueError(f"hidden: {self.hidden} is not allowed for an autoencoder; one number")
         CosineSDE(self.eta)
+        if self.modes < 1:
+            raise ValueError(f"modes: {self.modes} is not allowed; at least 1")
+        if self.background_error < 0 or not 0 < self.background_dropped < 1:
+            raise ValueError(
+                f"background_error, background_dropped: {self.background_error}, {self.background_dropped}; "
+                "at least 0, and between 0 and 1"
+            )
+        if self.background_error and not self.corrects_gaussian:
+            raise ValueError("background_error: only a score network of kind 'base' takes a background")
+        if self.corrects_gaussian and self.prediction != "v":
+            raise ValueError(f"prediction: {self.prediction} is not allowed for a base score network; v")
+
+    @property
+    def corrects_gaussian(self) -> bool:
+        """Whether the network corrects a Gaussian prior that has to be fitted first."""
+        return self.kind == "score" and self.network == "base"
 
 
 def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], statistics: Statistics) -> nn.Module:
@@ -79,8 +104,11 @@ def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], stat
         raise ValueError(f"hidden: {len(config.hidden)} levels need a grid divisible by {fold}, not {height} x {width}")
     if config.network == "paper":
         return UNet(config.frames * channels, config.hidden, config.blocks)
-    static = static_fields(statistics, Grid(height, width))
-    return _zero_start(UNet(config.frames * channels, config.hidden, config.blocks, "sphere", True, static, True))
+    static, window = static_fields(statistics, Grid(height, width)), config.frames * channels
+    context = window + (channels + 1 if config.background_error else 0)
+    network = UNet(window, config.hidden, config.blocks, "sphere", True, static, True, context)
+    prior = ZonalGaussian(config.frames, shape_CHW, config.modes, config.background_error)
+    return CorrectedGaussian(prior, _zero_start(network), CosineSDE(config.eta))
 
 
 def _autoencoder(config: ModelConfig, spec: StateSpec, statistics: Statistics) -> nn.Module:
@@ -121,7 +149,15 @@ def build_task(
     if isinstance(network, PaperAutoencoder | Autoencoder):
         area = torch.tensor(spec.grid.area_weights, dtype=torch.float32)
         return ReconstructionTask(network, area, _channel_weights(config, spec)[: network.n_decoded])
-    return ScoreTask(network, CosineSDE(config.eta), config.prediction)
+    errors = background_errors(network) if config.background_error else None
+    return ScoreTask(network, CosineSDE(config.eta), config.prediction, errors, config.background_dropped)
+
+
+def background_errors(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """White noise -> errors of a background: fields with the climatological covariance, scaled."""
+    prior = network.prior
+    assert isinstance(prior, ZonalGaussian)
+    return lambda noise_BZHW: prior.background_error * prior.draw(noise_BZHW)
 
 
 def _channel_weights(config: ModelConfig, spec: StateSpec) -> Tensor:

@@ -16,7 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-Context = Literal["data-order", "diffusion-time", "diffusion-noise", "init", "sampler", "observation", "validation"]
+Context = Literal[
+    "data-order", "diffusion-time", "diffusion-noise", "init", "sampler", "observation", "validation", "enoi"
+]
 
 
 def seed(base: int, context: Context, *keys: int) -> int:

@@ -57,7 +57,7 @@ class Level(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Window in, window out: (B, L, Z, H, W), t (B,), day (B, L, 5) -> (B, L, Z, H, W).
+    """Window in, window out: (B, L, Z, H, W), t (B,), day (B, L, 5)[, context (B, c, H, W)] -> (B, L, Z, H, W).
 
     Arguments:
         window: L x Z, the channels of a stacked window.
@@ -67,6 +67,7 @@ class UNet(nn.Module):
         normalise: group normalisation in the blocks.
         static_SHW: fields given as extra input channels, or None.
         calendar: whether the day of year enters the embedding.
+        context: channels of the context.
     """
 
     def __init__(
@@ -78,13 +79,15 @@ class UNet(nn.Module):
         normalise: bool = False,
         static_SHW: Tensor | None = None,
         calendar: bool = False,
+        context: int = 0,
     ) -> None:
         super().__init__()
         pairs = list(zip(hidden[:-1], hidden[1:], strict=True))
         self.register_buffer("static", static_SHW, persistent=static_SHW is not None)
         self.embed = TimeEmbedding()
         self.calendar = nn.Linear(4, EMBEDDING) if calendar else None
-        self.enter = Conv(window + (0 if static_SHW is None else len(static_SHW)), hidden[0], 3, padding)
+        fixed = 0 if static_SHW is None else len(static_SHW)
+        self.enter = Conv(window + context + fixed, hidden[0], 3, padding)
         self.down = nn.ModuleList(self._level(c, n, padding, normalise) for c, n in zip(hidden, blocks, strict=True))
         self.up = nn.ModuleList(self._level(c, n, padding, normalise) for c, n in zip(hidden, blocks, strict=True))
         self.shrink = nn.ModuleList(Conv(fine, coarse, 3, padding, stride=2) for fine, coarse in pairs)
@@ -95,11 +98,15 @@ class UNet(nn.Module):
     def _level(channels: int, n_blocks: int, padding: Padding, normalise: bool) -> Level:
         return Level(Block(channels, padding, normalise) for _ in range(n_blocks))
 
-    def forward(self, z_BLZHW: Tensor, t_B: Tensor, day_BL5: Tensor) -> Tensor:
+    def forward(
+        self, z_BLZHW: Tensor, t_B: Tensor, day_BL5: Tensor, context_BcHW: Tensor | None = None
+    ) -> Tensor:
         embedding = self.embed(t_B)
         if self.calendar is not None:
             embedding = embedding + self.calendar(day_BL5[:, day_BL5.shape[1] // 2, 1:])
         x, static = z_BLZHW.flatten(1, 2), self._buffers["static"]
+        if context_BcHW is not None:
+            x = torch.cat([x, context_BcHW], dim=1)
         if static is not None:
             x = torch.cat([x, static.expand(len(x), -1, -1, -1).to(x.dtype)], dim=1)
         return self._cascade(self.enter(x), embedding).unflatten(1, z_BLZHW.shape[1:3])

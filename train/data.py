@@ -59,7 +59,7 @@ class Portion:
 
 
 Batch = tuple[Portion, dict[str, Tensor]]
-Noise = Callable[[Portion, tuple[int, ...]], tuple[np.ndarray, np.ndarray]]
+Noise = Callable[[Portion, tuple[int, ...]], dict[str, np.ndarray]]
 
 
 def steps_per_epoch(n_windows: int, batch: int) -> int:
@@ -97,12 +97,14 @@ def stratified_times(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def training_noise(seed: int, batch: int) -> Noise:
-    """Diffusion times and noise of a portion of a global batch."""
+    """Diffusion times and noise of a portion of a global batch, and the chance by which backgrounds are dropped."""
 
-    def noise(portion: Portion, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def noise(portion: Portion, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         t = stratified_times(rng.generator(seed, "diffusion-time", portion.step), batch)
         eps = [rng.normal(seed, "diffusion-noise", portion.epoch, w, shape=shape) for w in portion.windows]
-        return t[portion.position : portion.position + len(eps)], np.stack(eps)
+        chance = [rng.generator(seed, "background", portion.epoch, w).random() for w in portion.windows]
+        t = t[portion.position : portion.position + len(eps)]
+        return {"t": t, "noise": np.stack(eps), "chance": np.array(chance, np.float32)}
 
     return noise
 
@@ -111,30 +113,38 @@ def validation_noise(count: int) -> Noise:
     """The same for validation windows: fixed for ever, whatever the run."""
     times = stratified_times(rng.generator(VALIDATION_SEED, "validation"), count)
 
-    def noise(portion: Portion, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def noise(portion: Portion, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         eps = [rng.normal(VALIDATION_SEED, "validation", w, shape=shape) for w in portion.windows]
-        return times[portion.position : portion.position + len(eps)], np.stack(eps)
+        chance = [rng.generator(VALIDATION_SEED, "background", w).random() for w in portion.windows]
+        t = times[portion.position : portion.position + len(eps)]
+        return {"t": t, "noise": np.stack(eps), "chance": np.array(chance, np.float32)}
 
     return noise
 
 
 class Reader:
-    """Frames and windows of a shard set, decoded frames cached: neighbouring windows share them."""
+    """Frames and windows of a shard set, decoded frames cached: neighbouring windows share them.
 
-    def __init__(self, manifest: Manifest, length: int, cache_frames: int) -> None:
-        self.manifest, self.length = manifest, length
+    Arguments:
+        length: days a window.
+        lead: days read before each window.
+    """
+
+    def __init__(self, manifest: Manifest, length: int, cache_frames: int, lead: int = 0) -> None:
+        self.manifest, self.length, self.lead = manifest, length, lead
         self.frames = manifest.frames
         self._frame = lru_cache(maxsize=cache_frames)(lambda index: manifest.read(self.frames[index]))
 
     def days(self, window: int) -> np.ndarray:
-        """Valid days of a window, (L,)."""
-        return np.array([frame.time for frame in self.frames[window : window + self.length]])
+        """Valid days of the window read from that frame on, (L,)."""
+        first = window + self.lead
+        return np.array([frame.time for frame in self.frames[first : first + self.length]])
 
     def windows(self, firsts: np.ndarray) -> np.ndarray:
-        """Windows that begin at those frames, (B, L, C, H, W)."""
-        x = np.empty((len(firsts), self.length, *self.manifest.shape), np.float32)
+        """What is read from those frames on, (B, lead + L, C, H, W)."""
+        x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
         for i, first in enumerate(firsts):
-            for j in range(self.length):
+            for j in range(x.shape[1]):
                 x[i, j] = self._frame(int(first) + j)
         return x
 
@@ -151,7 +161,7 @@ def loader(
         portion, x = read
         arrays = {"x": x, "day": np.stack([day_features(reader.days(w)) for w in portion.windows]).astype(np.float32)}
         if noise is not None:
-            arrays["t"], arrays["noise"] = noise(portion, x.shape[1:])
+            arrays |= noise(portion, x.shape[1:])
         return portion, {name: torch.from_numpy(value) for name, value in arrays.items()}
 
     pipeline = wds.DataPipeline(portions, _by_worker, wds.map(read), wds.map(collate))

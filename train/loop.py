@@ -31,10 +31,11 @@ from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, trai
 from train.engine import Engine, World, micro_batch, opened_world
 from train.optim import Ema, build_optimizer, learning_rate
 from train.telemetry import Meter, Telemetry
-from train.validation import Validation
+from train.validation import Validation, evenly
 
 DONE, FAILED, STOPPED_EARLY = 0, 1, 75  # EX_TEMPFAIL: the same command goes on
 NAMED_WINDOWS = 32
+FIT_WINDOWS, FIT_CHUNK = 8192, 64  # of the Gaussian prior: decades of days, and what is in memory at once
 log = logging.getLogger("slams.train")
 
 
@@ -108,9 +109,10 @@ class Run:
     def __init__(self, config: TrainConfig, manifest: Manifest, world: World) -> None:
         self.config, self.manifest, self.world = config, manifest, world
         micro_batch(config.data.batch, config.engine, world.size)
-        self.windows = manifest.windows(TRAIN, config.model.frames)
+        lead = 1 if config.model.background_error else 0
+        self.windows = manifest.windows(TRAIN, lead + config.model.frames)
         steps_per_epoch(len(self.windows), config.data.batch)
-        self.reader = Reader(manifest, config.model.frames, config.data.cache_frames)
+        self.reader = Reader(manifest, config.model.frames, config.data.cache_frames, lead)
         self.engine = self._engine()
         self.ema = Ema(self.engine.local(), config.optim.ema_half_life_samples, config.data.batch)
         self.validation = Validation(config, manifest, self.engine, self.reader)
@@ -118,12 +120,23 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.engine, self.ema, _identity(config, manifest))
         self.step, running, self.report = self.checkpoints.restore()
+        if self.step == 0 and config.model.corrects_gaussian:
+            self._fit_prior()
         self.telemetry, self.meter = Telemetry(config, world, self.step), Meter(running)
 
     def _engine(self) -> Engine:
         task = initial_task(self.config, self.manifest).to(self.world.device)
         optimizer = build_optimizer(task, self.config.optim)
         return Engine(task, optimizer, self.config.engine, self.world, self.config.data.batch)
+
+    def _fit_prior(self) -> None:
+        """Fit the Gaussian prior that the network corrects, on one process, and give it to the others."""
+        if self.world.rank == 0:
+            reader = Reader(self.manifest, self.config.model.frames, self.config.data.cache_frames, lead=1)
+            firsts = evenly(self.manifest.windows(TRAIN, 1 + self.config.model.frames), FIT_WINDOWS)
+            chunks = np.array_split(firsts, -(-len(firsts) // FIT_CHUNK))
+            self.engine.module.task.network.prior.fit(lambda: map(reader.windows, chunks))
+        self.engine.agree_on_buffers()
 
     def train(self, stop: StopRequest) -> int:
         """Steps until the last, or until a signal asks to stop."""

@@ -21,7 +21,7 @@ class Validation:
 
     def __init__(self, config: TrainConfig, manifest: Manifest, engine: Engine, reader: Reader) -> None:
         self.config, self.manifest, self.engine, self.reader = config, manifest, engine, reader
-        self.windows = _evenly(manifest.windows(VALIDATION, config.model.frames), self._limit)
+        self.windows = evenly(manifest.windows(VALIDATION, reader.lead + reader.length), self._limit)
         self.noise = validation_noise(len(self.windows)) if config.model.kind == "score" else None
         self.statistics = manifest.statistics()
 
@@ -64,7 +64,7 @@ class Validation:
 
     def _reconstruction(self) -> dict[str, float]:
         """Area-weighted RMSE of D(E(x)) for each decoded channel, in its unit."""
-        windows = _evenly(self.windows, self.config.validation_frames)
+        windows = evenly(self.windows, self.config.validation_frames)
         task = self.engine.module.task
         network = task.network
         squared = np.zeros(network.n_decoded)
@@ -93,6 +93,6 @@ def reconstruction_error(
     return error[:, : decoded_BCHW.shape[1]]
 
 
-def _evenly(windows: np.ndarray, limit: int) -> np.ndarray:
+def evenly(windows: np.ndarray, limit: int) -> np.ndarray:
     """At most ``limit`` of them, evenly spread."""
     return windows[np.linspace(0, len(windows) - 1, min(limit, len(windows))).round().astype(int)]
