@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 Context = Literal[
-    "data-order", "diffusion-time", "diffusion-noise", "init", "sampler", "observation", "validation", "enoi"
+    "data-order", "diffusion-time", "diffusion-noise", "init", "sampler", "observation", "background", "validation", "enoi"
 ]
 
 
