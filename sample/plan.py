@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sample.config import PeriodConfig, SampleConfig
+from slams.posterior import network_work
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,4 @@ def share(work: list[Unit], environment: Mapping[str, str]) -> list[Unit]:
 
 def evaluations(config: SampleConfig) -> int:
     """Network evaluations (forward or backward, a window each) for one member of one segment."""
-    sampler, guidance = config.sampler, config.guidance
-    calls = sampler.steps * (1 + (sampler.corrections if sampler.kind == "predictor_corrector" else 0))
-    each = {"none": 1, "sda": 2, "mmps": 2 + guidance.iterations}[guidance.kind]
-    return calls * each
+    return network_work(config.sampler, config.guidance).total

@@ -4,8 +4,13 @@ With p(y | z_t) ~ N(y; h(d(z_t)), R + J V J'), J the Jacobian of h, V = Cov[z | 
 d + (sigma^2 / alpha) grad log p(y | z_t). The kinds differ in J V J':
 
 * ``sda``: gamma (sigma / alpha)^2 (Rozet & Louppe 2023), the published choice;
-* ``mmps``: V = (sigma^2 / alpha) d d / d z_t (Tweedie), and (R + J V J') u = y - h(d) is solved by a few conjugate
-  gradient steps without ever forming a matrix (Rozet et al. 2024).
+* ``dps``: none, and the gradient of |r|^2 / 2, r = (y - h(d)) / std, is scaled by zeta / |r| (Chung et al. 2023, whose
+  own step, after the sampler's and whatever its length, makes zeta depend on the number of steps: here it does not);
+* ``pgdm``: V = sigma^2 / (alpha^2 + sigma^2) I, right for independent latents of unit variance (Song et al. 2023);
+* ``mmps``: V = (sigma^2 / alpha) d d / d z_t (Tweedie; Rozet et al. 2024).
+
+The last two solve (R + J V J') u = y - h(d) by a few conjugate gradient steps without ever forming a matrix, whatever
+h is and however many sets of observations it stacks, and take (d d / d z_t)' J' u as the gradient.
 """
 
 from __future__ import annotations
@@ -23,12 +28,12 @@ from slams.sde import CosineSDE
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(y | z) = N(y; h(z), diag(std^2)).
+    """p(y | z) = N(y; h(z), diag(std^2)): all observations in one stack, in whatever units each has.
 
     Arguments:
         predict: h, from states z (B, L, Z, H, W) to (B, N).
         y_N: what was observed.
-        std_N: standard deviation of its error.
+        std_N: standard deviation of its error; infinite where it says nothing.
         scale_N: prior standard deviation of the observed quantity, the unit in which `gamma` counts.
     """
 
@@ -42,25 +47,37 @@ def guided(denoise: Denoiser, likelihood: Likelihood, config: GuidanceConfig, sd
     """The posterior's denoiser."""
     if config.kind == "none":
         return denoise
-    if config.kind == "sda":
-        return lambda z_t, t: _sda(denoise, likelihood, config.gamma, sde, z_t, t)
-    return lambda z_t, t: _mmps(denoise, likelihood, config.iterations, sde, z_t, t)
+    score = {"sda": _sda, "dps": _dps, "pgdm": _with_covariance, "mmps": _with_covariance}[config.kind]
+    return lambda z_t, t: score(denoise, likelihood, config, sde, z_t, t)
 
 
-def _sda(denoise: Denoiser, seen: Likelihood, gamma: float, sde: CosineSDE, z_t: Tensor, t: Tensor) -> Tensor:
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
+def _sda(denoise: Denoiser, seen: Likelihood, config: GuidanceConfig, sde: CosineSDE, z_t: Tensor, t: Tensor) -> Tensor:
+    variance = seen.std_N**2 + config.gamma * (sde.sigma(t) / sde.alpha(t) * seen.scale_N) ** 2
+    return _uphill(denoise, lambda d: -((seen.y_N - seen.predict(d)) ** 2 / variance).sum() / 2, sde, z_t, t)
+
+
+def _dps(denoise: Denoiser, seen: Likelihood, config: GuidanceConfig, sde: CosineSDE, z_t: Tensor, t: Tensor) -> Tensor:
+    def log_p(d: Tensor) -> Tensor:  # its gradient is that of -|r|^2 / 2, times zeta / |r|
+        residual = seen.y_N / seen.std_N - seen.predict(d) / seen.std_N
+        return -config.zeta * torch.linalg.vector_norm(residual, dim=1).sum()
+
+    return _uphill(denoise, log_p, sde, z_t, t)
+
+
+def _uphill(denoise: Denoiser, log_p: Callable[[Tensor], Tensor], sde: CosineSDE, z_t: Tensor, t: Tensor) -> Tensor:
+    """d + (sigma^2 / alpha) times the gradient of log p(d(z_t))."""
     with torch.enable_grad():
         z = z_t.detach().requires_grad_()
         d = denoise(z, t)
-        variance = seen.std_N**2 + gamma * (sigma / alpha * seen.scale_N) ** 2
-        log_p = -((seen.y_N - seen.predict(d)) ** 2 / variance).sum() / 2
-        (gradient,) = torch.autograd.grad(log_p, z)
-    return d.detach() + sigma**2 / alpha * gradient
+        (gradient,) = torch.autograd.grad(log_p(d), z)
+    return d.detach() + sde.sigma(t) ** 2 / sde.alpha(t) * gradient
 
 
-def _mmps(denoise: Denoiser, seen: Likelihood, iterations: int, sde: CosineSDE, z_t: Tensor, t: Tensor) -> Tensor:
+def _with_covariance(
+    denoise: Denoiser, seen: Likelihood, config: GuidanceConfig, sde: CosineSDE, z_t: Tensor, t: Tensor
+) -> Tensor:
     """The system is solved for whitened residuals, (I + S J V J' S) S^-1 u = S (y - h(d)), S = 1 / std."""
-    gain = sde.sigma(t) ** 2 / sde.alpha(t)
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
     with torch.enable_grad():
         z = z_t.detach().requires_grad_()
         d = denoise(z, t)
@@ -69,16 +86,22 @@ def _mmps(denoise: Denoiser, seen: Likelihood, iterations: int, sde: CosineSDE, 
         probe = torch.zeros_like(predicted, requires_grad=True)
         (pulled,) = torch.autograd.grad(predicted, state, probe, create_graph=True)
 
-    def pull(u: Tensor) -> Tensor:  # V J' u, one network and one decoder VJP
-        (back,) = torch.autograd.grad(predicted, state, u, retain_graph=True)
-        return gain * torch.autograd.grad(d, z, back, retain_graph=True)[0]
+    def back(u: Tensor) -> Tensor:  # J' u: one VJP of decoder and operators
+        return torch.autograd.grad(predicted, state, u, retain_graph=True)[0]
 
-    def push(v: Tensor) -> Tensor:  # J v: the derivative of J' u by u, applied to v
+    def forth(v: Tensor) -> Tensor:  # J v: the derivative of J' u by u, applied to v
         return torch.autograd.grad(pulled, probe, v, retain_graph=True)[0]
 
+    def tweedie(v: Tensor) -> Tensor:  # (sigma^2 / alpha) (d d / d z_t)' v: one VJP of the network
+        return sigma**2 / alpha * torch.autograd.grad(d, z, v, retain_graph=True)[0]
+
+    def isotropic(v: Tensor) -> Tensor:
+        return sigma**2 / (alpha**2 + sigma**2) * v
+
+    covariance = tweedie if config.kind == "mmps" else isotropic
     residual = seen.y_N / seen.std_N - predicted.detach()
-    u = conjugate_gradients(lambda u: u + push(pull(u)), residual, iterations)
-    return d.detach() + pull(u)
+    u = conjugate_gradients(lambda u: u + forth(covariance(back(u))), residual, config.iterations)
+    return d.detach() + tweedie(back(u))
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b_BN: Tensor, iterations: int) -> Tensor:

@@ -31,6 +31,15 @@ class CosineSDE:
         """Noise scale."""
         return torch.sqrt(1 - self.alpha(t) ** 2 + self.eta**2)
 
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha / sigma), which falls with t."""
+        return torch.log(self.alpha(t) / self.sigma(t))
+
+    def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`; in float64, as t near 0 hangs on the last digits of alpha near 1."""
+        alpha = torch.sqrt((1 + self.eta**2) * torch.sigmoid(2 * log_snr.double())).clamp(max=1)
+        return torch.acos(torch.sqrt(alpha)) / math.acos(math.sqrt(self.eta))
+
     def time_of_alpha(self, alpha: float) -> float:
         """The time at which the signal scale is alpha: the inverse of `alpha`."""
         return math.acos(math.sqrt(alpha)) / math.acos(math.sqrt(self.eta))
