@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from slams.layers import ChannelNorm, Conv
 
+Part = tuple[slice | Tensor, slice | Tensor]  # rows and columns of latent cells
+EVERYTHING: Part = (slice(None), slice(None))
+
 
 class PaperAutoencoder(nn.Module):
     """The published network. 14,695 / 14,920 / 15,145 parameters for 10 / 11 / 12 input channels.
@@ -26,6 +29,8 @@ class PaperAutoencoder(nn.Module):
 
     WIDTHS = (9, 8, 7, 6, 5)
     reduction = 1
+    reach = 2 * len(WIDTHS)  # latent cells, in each direction, that a decoded cell depends on
+    wraps = False
 
     def __init__(self, n_input: int, n_decoded: int) -> None:
         super().__init__()
@@ -44,8 +49,8 @@ class PaperAutoencoder(nn.Module):
         """(B, C, H, W) -> (B, 5, H, W)."""
         return self.encoder(torch.nan_to_num(x_BCHW))
 
-    def decode(self, z_BZHW: Tensor) -> Tensor:
-        """(B, 5, H, W) -> (B, n_decoded, H, W)."""
+    def decode(self, z_BZHW: Tensor, part: Part = EVERYTHING) -> Tensor:
+        """(B, 5, H, W) -> (B, n_decoded, H, W); latents of a part of the globe give that part."""
         return self.decoder(z_BZHW)
 
 
@@ -91,6 +96,7 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.n_decoded, self.reduction = n_channels, reduction
+        self.reach, self.wraps = 2 + 2 * n_blocks, True
         blocked, n_static = n_channels * reduction**2, len(static_SHW)
         self.register_buffer("static", static_SHW)
         self.fold, self.unfold = nn.PixelUnshuffle(reduction), nn.PixelShuffle(reduction)
@@ -104,12 +110,12 @@ class Autoencoder(nn.Module):
         x = self.fold(torch.nan_to_num(x_BCHW))
         return self.encode_linear(x) + self.encode_branch(self._with_static(x))
 
-    def decode(self, z_BZHW: Tensor) -> Tensor:
-        """(B, Z, H / r, W / r) -> (B, C, H, W)."""
-        return self.unfold(self.decode_linear(z_BZHW) + self.decode_branch(self._with_static(z_BZHW)))
+    def decode(self, z_BZHW: Tensor, part: Part = EVERYTHING) -> Tensor:
+        """(B, Z, H / r, W / r) -> (B, C, H, W); latents of a part of the globe give that part."""
+        return self.unfold(self.decode_linear(z_BZHW) + self.decode_branch(self._with_static(z_BZHW, part)))
 
-    def _with_static(self, x: Tensor) -> Tensor:
-        static = self.get_buffer("static")
+    def _with_static(self, x: Tensor, part: Part = EVERYTHING) -> Tensor:
+        static = self.get_buffer("static")[:, part[0]][..., part[1]]
         return torch.cat([x, static.expand(len(x), -1, -1, -1).to(x.dtype)], dim=1)
 
 

@@ -17,7 +17,15 @@ from typing import Literal
 import numpy as np
 
 Context = Literal[
-    "data-order", "diffusion-time", "diffusion-noise", "init", "sampler", "observation", "background", "validation", "enoi"
+    "data-order",
+    "diffusion-time",
+    "diffusion-noise",
+    "init",
+    "sampler",
+    "observation",
+    "background",
+    "validation",
+    "enoi",
 ]
 
 
