@@ -1,11 +1,13 @@
-"""What an analysis has to beat: climatology, interpolated observations, interpolated anomalies.
+"""What an analysis has to beat: climatology, interpolated observations, interpolated anomalies, persistence.
 
-Each baseline is given what the analysis was given and returns one field x_LCHW in physical units. With
-observations y = H x + noise, climatology c, and I the interpolation from where H observes to the full grid,
+Each baseline is given what the analysis was given and returns one field x_LCHW in physical units; the hardest to
+beat, ensemble optimal interpolation, stands in `slams.enoi`. With observations y = H x + noise, climatology c, and I
+the interpolation from where H observes to the full grid,
 
     climatology            c
     interpolation          I(y)
     anomaly interpolation  c + I(y - H c)
+    persistence            the background, unchanged
 
 I is bilinear, periodic in longitude, and knows at each pole the mean of the nearest row. It fits the noise:
 where observations are poor, both interpolations may be worse than climatology.
@@ -22,6 +24,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from slams.contracts.observations import Gridded
+from slams.localisation import mesh_points
 from slams.observe import observe
 from slams.spec import Grid
 from slams.statistics import Statistics, day_features
@@ -89,11 +92,16 @@ def anomaly_interpolation(seen: Gridded, grid: Grid, climatology_LCHW: np.ndarra
     return x_LCHW
 
 
+def persistence(background_CHW: np.ndarray, n_days: int) -> np.ndarray:
+    """The background held over a window of days, x_LCHW: what is known without the observations."""
+    return np.broadcast_to(background_CHW, (n_days, *background_CHW.shape)).copy()
+
+
 def _nearest_filled(
     value_LCyx: np.ndarray, known: np.ndarray, latitude: np.ndarray, longitude: np.ndarray
 ) -> np.ndarray:
     """Values with each unknown one replaced by the nearest known one of its own day and channel."""
-    filled, points = value_LCyx.copy(), _unit_vectors(latitude, longitude)
+    filled, points = value_LCyx.copy(), mesh_points(latitude, longitude)
     for where in zip(*np.nonzero(~known.all(axis=(-2, -1)) & known.any(axis=(-2, -1))), strict=True):
         here = known[where].ravel()
         # chord length grows with the great-circle distance, so nearest by one is nearest by the other
@@ -102,12 +110,6 @@ def _nearest_filled(
         flat[~here] = flat[here][nearest]
         filled[where] = flat.reshape(filled[where].shape)
     return filled
-
-
-def _unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """Points of a grid on the unit sphere, (y x, 3)."""
-    phi, lam = np.meshgrid(np.deg2rad(latitude), np.deg2rad(longitude), indexing="ij")
-    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1).reshape(-1, 3)
 
 
 def _bilinear(value_LCyx: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, grid: Grid) -> np.ndarray:

@@ -131,3 +131,11 @@ def test_the_climatology_of_a_scalar_archive_is_fitted_cell_by_cell():
     # the fit sees float32 fields near 250, whose last digit is 3e-5
     assert np.abs(difference[:, found.observed]).max() < 2e-4
     assert day_features(DAYS).shape[1] == len(found.harmonics)
+
+
+def test_persistence_is_the_background_on_every_day():
+    background = fields(lambda phi: phi)[0]
+    held = baselines.persistence(background, 3)
+    assert held.shape == (3, *background.shape)
+    held[0] += 1  # a day of its own, so that changing one changes no other
+    np.testing.assert_array_equal(held[1:], np.stack([background, background]))

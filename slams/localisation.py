@@ -1,0 +1,69 @@
+"""Places on the sphere and how far an ensemble's covariances between them are believed.
+
+A *place* is a point on the unit sphere and a day, four numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EARTH_RADIUS_KM = 6371.0
+WIDEST_KM = np.pi / 2 * EARTH_RADIUS_KM
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """rho = G(distance / half_width_km) G(days apart / half_width_days), G of `gaspari_cohn`.
+
+    Arguments:
+        half_width_km, half_width_days: rho is 0 from twice as far; infinite = no localisation.
+
+    Raises:
+        ValueError: not positive, or wider than a quarter of the equator. Up to there G stays positive semi-definite
+            when distances are measured along great circles (Gneiting 2013, theorem 3).
+    """
+
+    half_width_km: float = np.inf
+    half_width_days: float = np.inf
+
+    def __post_init__(self) -> None:
+        for name in ("half_width_km", "half_width_days"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; more than 0")
+        if WIDEST_KM < self.half_width_km < np.inf:
+            raise ValueError(f"half_width_km: {self.half_width_km} is not allowed; up to {WIDEST_KM:.0f}, or infinite")
+
+    def __call__(self, a_P4: np.ndarray, b_Q4: np.ndarray) -> np.ndarray:
+        """rho between places, (P, Q)."""
+        rho = gaspari_cohn(distance_km(a_P4[:, :3], b_Q4[:, :3]) / self.half_width_km)
+        return rho * gaspari_cohn((a_P4[:, 3:] - b_Q4[:, 3]) / self.half_width_days)
+
+
+def gaspari_cohn(ratio: np.ndarray) -> np.ndarray:
+    """Correlation of compact support of a distance in half-widths: 1 at 0, 0 from 2 on.
+
+    Piecewise rational of fifth order, twice continuously differentiable, positive semi-definite in up to three
+    dimensions. Reference: Gaspari & Cohn 1999, equation 4.10.
+    """
+    r = np.minimum(np.abs(ratio), 2.0)
+    near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
+    far = 4 - 2 / (3 * np.maximum(r, 1)) + r * (-5 + r * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12))))
+    return np.where(r <= 1, near, np.maximum(far, 0))
+
+
+def distance_km(a_P3: np.ndarray, b_Q3: np.ndarray) -> np.ndarray:
+    """Great-circle distances between points on the unit sphere, (P, Q)."""
+    return EARTH_RADIUS_KM * np.arccos(np.clip(a_P3 @ b_Q3.T, -1, 1))
+
+
+def unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Points (..., 3) on the unit sphere, of degrees north and east."""
+    phi, lam = np.deg2rad(latitude), np.deg2rad(longitude)
+    return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
+
+
+def mesh_points(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Points of a grid on the unit sphere, row by row, (H W, 3)."""
+    return unit_vectors(*np.meshgrid(latitude, longitude, indexing="ij")).reshape(-1, 3)
