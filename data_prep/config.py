@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from data_prep.masks import SwathConfig
 from data_prep.world import WorldConfig
-from slams.contracts.observations import Operator, OperatorKind
+from slams.contracts.gridded import Operator, OperatorKind
 from slams.spec import PAPER_LEVELS_HPA, Grid
 from slams.statistics import Kind
 
 YEAR_RANGE = (1800, 2200)
+MASKS = ("land", "ocean", "swath", "network")
 
 
 @dataclass(frozen=True)
@@ -118,30 +121,77 @@ class EncodeConfig:
 
 
 @dataclass(frozen=True)
-class ObservedConfig:
-    """How one modality is observed in a simulated observing system.
+class OnGridConfig:
+    """How fields are observed through an operator on their grid.
 
     Arguments:
-        operator: ``none`` (not observed), ``identity``, ``block_mean`` or ``subsample``.
+        operator: ``identity``, ``block_mean`` or ``subsample``.
         factor: cells a block.
-        noise: standard deviation of the error, in units of each channel's global standard deviation.
+        keep_every: of what the operator gives, every how many-th value is kept in each direction.
+        every_days: observed on every so many-th day, from the first of the split on.
+        noise: standard deviation of the error, in units of each channel's global standard deviation; of latents, in
+            units of the standardised latents (the published code adds it to latents of whatever scale they have).
     """
 
-    operator: Literal["none", "identity", "block_mean", "subsample"] = "block_mean"
+    operator: Literal["identity", "block_mean", "subsample"] = "block_mean"
     factor: int = 8
+    keep_every: int = 1
+    every_days: int = 1
     noise: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.noise <= 0:
-            raise ValueError(f"noise: {self.noise} is not allowed; more than 0")
-        self.as_operator()
+        for name in ("keep_every", "every_days"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        _check_noise("noise", self.noise)
+        if self.operator in get_args(OperatorKind):
+            self.as_operator()
 
-    def as_operator(self) -> Operator | None:
-        """The operator, or None where nothing is observed."""
-        if self.operator == "none":
-            return None
-        kind: OperatorKind = self.operator
-        return Operator(kind, 1 if kind == "identity" else self.factor)
+    def as_operator(self) -> Operator:
+        """The operator on the grid.
+
+        Raises:
+            ValueError: a factor below 1, or an operator that is none on a grid.
+        """
+        kept = Operator("subsample", self.keep_every) if self.keep_every > 1 else None
+        return Operator(self.operator, 1 if self.operator == "identity" else self.factor, kept)
+
+
+def _check_noise(name: str, noise: float) -> None:
+    if not 0 < noise < math.inf:
+        raise ValueError(f"{name}: {noise} is not allowed; more than 0 and finite")
+
+
+@dataclass(frozen=True)
+class ObservedConfig(OnGridConfig):
+    """How one modality is observed in a simulated observing system.
+
+    Arguments:
+        operator: also ``none`` (not observed), or ``stations``: random places, the same every day, all levels.
+        share: stations, or cells of the mask ``network``, as a share of the grid's cells (of the operator's grid).
+        masks: where it is observed, all of: ``land``, ``ocean``, ``swath`` (of a polar orbiter), ``network`` (a random
+            share of the cells, the same every day); empty means everywhere.
+        swath: of the mask of that name.
+        noise_by_level: as `noise`, one a level in channel order, and in its place; empty where all have `noise`.
+    """
+
+    operator: Literal["none", "identity", "block_mean", "subsample", "stations"] = "block_mean"
+    share: float = 0.01
+    masks: list[str] = field(default_factory=list)
+    swath: SwathConfig = field(default_factory=SwathConfig)
+    noise_by_level: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for noise in self.noise_by_level:
+            _check_noise("noise_by_level", noise)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: {self.share} is not allowed; more than 0, at most 1")
+        for mask in self.masks:
+            if mask not in MASKS:
+                raise ValueError(f"masks: {mask!r} is not allowed; {', '.join(MASKS)}")
+        if self.operator == "stations" and ("network" in self.masks or self.keep_every > 1):
+            raise ValueError("masks, keep_every: stations are a network already; `share` says how dense")
 
 
 @dataclass(frozen=True)
@@ -151,15 +201,19 @@ class ObserveConfig:
     Arguments:
         path: observation set to write.
         split: whose days are observed.
-        seed: of the observation errors.
+        seed: of the observation errors and of what is placed by chance.
+        space: ``physical``, each modality as its section says; or ``latent``, the published experiment: the latents of
+            the true states (section `encode`) as `latent` says, and no modality itself.
     """
 
     path: str
     split: str = "test"
     seed: int = 0
+    space: Literal["physical", "latent"] = "physical"
     temperature: ObservedConfig = field(default_factory=ObservedConfig)
     precipitation: ObservedConfig = field(default_factory=ObservedConfig)
     olr: ObservedConfig = field(default_factory=ObservedConfig)
+    latent: OnGridConfig = field(default_factory=OnGridConfig)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from slams.contracts.archive import Archive, open_archive
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Gridded, Observations, open_observations
+from slams.interpolate import binned
 from slams.model import open_autoencoder
 from slams.spec import Grid, Modality, StateSpec
 from slams.statistics import Statistics
@@ -78,9 +79,16 @@ class Case:
         yield "autoencoder", self._reconstructed(day)
 
     def observed(self, day: np.ndarray) -> dict[str, Gridded]:
-        """What was observed of the products' modalities."""
-        names = [name for name in self.observations.names if name in self.spec.names]
-        return {name: self.observations.read(name, day) for name in names}
+        """What was observed of the products' modalities, as fields: stations count for the cell they stand in.
+
+        Of a modality that is observed both ways, the interpolations and the maps know what is on a grid.
+        """
+        found: dict[str, Gridded] = {}
+        for name in self.observations.names:
+            if name in self.spec.names:
+                first = self.observations.read_all([name], day)[0]
+                found[name] = first if isinstance(first, Gridded) else binned(first, self.observations.spec)
+        return found
 
     def _each(self, known_LCHW: np.ndarray, seen: dict[str, Gridded], method: Interpolation) -> np.ndarray:
         """An interpolation, modality by modality; climatology where a modality was not observed."""

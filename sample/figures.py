@@ -203,12 +203,8 @@ def _painted(seen: Gridded | None, channel: int, grid: Grid) -> np.ndarray | Non
     """Observations on the full grid: a block mean fills its block, a sub-sample its one cell."""
     if seen is None:
         return None
-    value, f = np.where(seen.mask, seen.value, np.nan)[0, channel], seen.operator.factor
-    if seen.operator.kind != "subsample":
-        return np.repeat(np.repeat(value, f, axis=0), f, axis=1)
-    painted = np.full(grid.shape, np.nan)
-    painted[f // 2 :: f, f // 2 :: f] = value
-    return painted
+    value, footprint = np.where(seen.mask, seen.value, np.nan)[0, channel], seen.operator.footprint(grid)
+    return np.where(footprint >= 0, value.ravel()[footprint], np.nan)
 
 
 def _map(

@@ -27,7 +27,7 @@ from slams.contracts.gridded import Field, Gridded, GriddedWriter, Operator, Ope
 from slams.contracts.stations import FILE, Stations, StationWriter, open_stations, read_stations
 from slams.spec import Grid, Modality, StateSpec
 
-__all__ = ["Gridded", "Observations", "Observed", "Operator", "OperatorKind", "Stations"]
+__all__ = ["LATENT", "Gridded", "Observations", "Observed", "Operator", "OperatorKind", "Stations"]
 __all__ += ["open_observations", "write_observations"]
 
 FORMAT, VERSION = "slams-observations", 1
