@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from slams.contracts.observations import Gridded
-from slams.localisation import mesh_points
-from slams.observe import observe
+from slams.contracts.observations import Gridded, Stations
+from slams.interpolate import usable
+from slams.localisation import mesh_points, unit_vectors
+from slams.observe import Interpolation, observe
 from slams.spec import StateSpec
 
 BOX_DEG = (0.5, 90.0)  # smallest and largest; of the largest, six cover the sphere
@@ -57,11 +58,13 @@ class Listed:
         return int(np.abs(self.day_N).max(initial=0))
 
 
-def from_gridded(seen: Sequence[Gridded], spec: StateSpec, day_L: np.ndarray) -> Listed:
-    """Gridded observations as a list; what is masked or not a number is left out.
+def from_observations(seen: Sequence[Gridded | Stations], spec: StateSpec, day_L: np.ndarray) -> Listed:
+    """Observations of modalities, gridded or at stations, as a list; what is masked or not usable is left out.
+
+    Their errors are taken as they are: nothing is added for what the state cannot represent.
 
     Arguments:
-        seen: one a modality, each of the same L days.
+        seen: all of the same L days.
         spec: of the state.
         day_L: those days, counted from the analysed one.
 
@@ -70,30 +73,50 @@ def from_gridded(seen: Sequence[Gridded], spec: StateSpec, day_L: np.ndarray) ->
     """
     if not seen:
         raise ValueError("observations: none of any modality; at least one is needed")
-    parts = [_Part(gridded, spec, np.asarray(day_L)) for gridded in seen]
+    day_L = np.asarray(day_L)
+    parts = [_stations(s, spec, day_L) if isinstance(s, Stations) else _gridded(s, spec, day_L) for s in seen]
     names = ("value_N", "std_N", "point_N3", "day_N", "channel_N")
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     return Listed(**columns, predict=lambda x: np.concatenate([part.predict(x) for part in parts], axis=1))
 
 
-class _Part:
-    """One modality's observations."""
+def _gridded(seen: Gridded, spec: StateSpec, day_L: np.ndarray) -> Listed:
+    known, channels = seen.mask & np.isfinite(seen.value), spec.channels(seen.name)
+    day, channel, row, column = np.nonzero(known)
+    used = np.flatnonzero(known.any(axis=(1, 2, 3)))  # a window may end where observations do
+    weight = None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW)
 
-    def __init__(self, seen: Gridded, spec: StateSpec, day_L: np.ndarray) -> None:
-        self.seen, self.frames, self.channels = seen, day_L, spec.channels(seen.name)
-        self.known = seen.mask & np.isfinite(seen.value)
-        day, channel, row, column = np.nonzero(self.known)
-        self.value_N = seen.value[self.known].astype(np.float64)
-        self.std_N = seen.error_std[self.known].astype(np.float64)
-        self.point_N3 = mesh_points(*seen.operator.coordinates(spec.grid))[row * seen.value.shape[-1] + column]
-        self.day_N, self.channel_N = day_L[day], channel + self.channels.start
+    def predict(x_KLCHW: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(x_KLCHW[:, day_L[used] + x_KLCHW.shape[1] // 2, channels])
+        return observe(seen.operator, x, weight).numpy()[:, known[used]]
 
-    def predict(self, x_KLCHW: np.ndarray) -> np.ndarray:
-        days = self.frames + x_KLCHW.shape[1] // 2
-        used = [d for d in range(len(days)) if self.known[d].any()]  # a window may end where observations do
-        x = torch.from_numpy(x_KLCHW[:, days[used], self.channels])
-        weight = None if self.seen.weight_HW is None else torch.from_numpy(self.seen.weight_HW)
-        return observe(self.seen.operator, x, weight).numpy()[:, self.known[used]]
+    return Listed(
+        value_N=seen.value[known].astype(np.float64),
+        std_N=seen.error_std[known].astype(np.float64),
+        point_N3=mesh_points(*seen.operator.coordinates(spec.grid))[row * known.shape[-1] + column],
+        day_N=day_L[day],
+        channel_N=channel + channels.start,
+        predict=predict,
+    )
+
+
+def _stations(seen: Stations, spec: StateSpec, day_L: np.ndarray) -> Listed:
+    used, at = usable(seen, spec)
+    day_N, first = day_L[seen.frame[used]], spec.channels(seen.name).start
+    nearest = at.weight.argmax(axis=1)
+
+    def predict(x_KLCHW: np.ndarray) -> np.ndarray:
+        frame_N, shape_CHW = day_N + x_KLCHW.shape[1] // 2, x_KLCHW.shape[2:]
+        return Interpolation(at, frame_N, shape_CHW, first)(torch.from_numpy(x_KLCHW)).numpy()
+
+    return Listed(
+        value_N=seen.value[used].astype(np.float64),
+        std_N=seen.error_std[used].astype(np.float64),
+        point_N3=unit_vectors(seen.latitude[used], seen.longitude[used]),
+        day_N=day_N,
+        channel_N=first + at.channel[np.arange(len(used)), nearest],
+        predict=predict,
+    )
 
 
 def superobservations(observed: Listed, most: int) -> Listed:

@@ -8,9 +8,9 @@ import pytest
 
 from slams import enoi, enoi_archive
 from slams.contracts import archive as archives
-from slams.contracts.observations import Gridded, Operator
+from slams.contracts.observations import Gridded, Operator, Stations
 from slams.enoi import Choice, Ensemble, Gain, analyse
-from slams.enoi_observations import Listed, from_gridded, superobservations
+from slams.enoi_observations import Listed, from_observations, superobservations
 from slams.localisation import WIDEST_KM, Localisation, distance_km, gaspari_cohn, mesh_points, unit_vectors
 from slams.spec import Grid, Modality, StateSpec
 from slams.statistics import Statistics
@@ -236,7 +236,7 @@ def gridded(operator, x_LCHW, mask=None):
 def test_a_window_predicts_the_observations_that_were_made_of_it(operator):
     x = rng().standard_normal((5, C, *GRID.shape)).astype(np.float32)
     seen = gridded(operator, x, mask=rng(1).random(gridded(operator, x).value.shape) < 0.7)
-    found = from_gridded([seen], SPEC, np.arange(-2, 3))
+    found = from_observations([seen], SPEC, np.arange(-2, 3))
     assert found.half_window == 2 and len(found.value_N) == seen.mask.sum()
     np.testing.assert_allclose(found.predict(x[None])[0], found.value_N, atol=1e-6)
 
@@ -246,7 +246,7 @@ def test_an_observation_stands_where_and_when_it_was_made(operator):
     """Fields that hold their own latitude, day and channel."""
     latitude = np.broadcast_to(GRID.latitude[:, None], GRID.shape)
     fields = np.stack([latitude, latitude + 1000])[None] + 10_000 * np.arange(3)[:, None, None, None]
-    found = from_gridded([gridded(operator, fields)], SPEC, np.arange(-1, 2))
+    found = from_observations([gridded(operator, fields)], SPEC, np.arange(-1, 2))
     day, rest = np.divmod(found.value_N + 500, 10_000)
     np.testing.assert_array_equal(found.day_N, day - 1)
     np.testing.assert_array_equal(found.channel_N, np.round((rest - 500) / 1000))
@@ -254,10 +254,31 @@ def test_an_observation_stands_where_and_when_it_was_made(operator):
     np.testing.assert_allclose(north, rest - 500 - 1000 * found.channel_N, atol=1e-3)
 
 
+def test_a_station_sees_its_own_place_level_and_day():
+    """Fields linear in latitude and in log-pressure, which interpolation between neighbours keeps exactly."""
+    n, draw = 12, rng(9)
+    latitude, longitude, frame = draw.uniform(-60, 60, n), draw.uniform(0, 360, n), draw.integers(0, 3, n)
+    level, qc = draw.uniform(510, 840, n), (np.arange(n) == 4).astype(np.int8)
+    window = np.arange(np.datetime64("2001-01-01"), np.datetime64("2001-01-04"))
+    value, std = draw.standard_normal(n), draw.uniform(1, 2, n)
+    seen = Stations("temperature", window, frame, latitude, longitude, level, value, std, np.full(n, "a"), qc)
+    found = from_observations([seen], SPEC, np.array([-2, -1, 0]))
+    good = qc == 0
+    np.testing.assert_array_equal(found.value_N, value[good])
+    np.testing.assert_array_equal(found.std_N, std[good])
+    np.testing.assert_array_equal(found.day_N, frame[good] - 2)
+    np.testing.assert_array_equal(found.channel_N, np.log(level[good]) > np.log(500 * 850) / 2)
+    np.testing.assert_allclose(np.rad2deg(np.arcsin(found.point_N3[:, 2])), latitude[good])
+    height = np.log([500.0, 850.0])[None, :, None, None] + np.arange(-2, 3)[:, None, None, None] * 100
+    x = np.broadcast_to(height + GRID.latitude[:, None] / 10, (5, C, *GRID.shape)).copy()
+    expected = np.log(level) + (frame - 2) * 100 + latitude / 10
+    np.testing.assert_allclose(found.predict(x[None])[0], expected[good], rtol=1e-6)
+
+
 def test_a_window_cut_off_by_the_record_predicts_the_same():
     x = rng().standard_normal((5, C, *GRID.shape)).astype(np.float32)
-    whole = from_gridded([gridded(OPERATORS[1], x)], SPEC, np.arange(-2, 3))
-    cut = from_gridded([gridded(OPERATORS[1], x[1:3])], SPEC, np.array([-1, 0]))
+    whole = from_observations([gridded(OPERATORS[1], x)], SPEC, np.arange(-2, 3))
+    cut = from_observations([gridded(OPERATORS[1], x[1:3])], SPEC, np.array([-1, 0]))
     early = (whole.day_N == -1) | (whole.day_N == 0)
     assert cut.half_window == 1
     np.testing.assert_allclose(cut.predict(x[None, 1:4]), whole.predict(x[None])[:, early], rtol=1e-6)
@@ -274,7 +295,7 @@ def test_what_is_masked_or_missing_changes_nothing():
     anomalies = rng(1).standard_normal((30, 3, C, *GRID.shape)).astype(np.float32)
 
     def analysed(given):
-        found = from_gridded([given], SPEC, np.arange(-1, 2))
+        found = from_observations([given], SPEC, np.arange(-1, 2))
         gain = Gain(Ensemble(anomalies[:, 1], found.predict(anomalies)), found, GRID, CHOICES[2])
         return analyse(gain, found, np.zeros((3, C, *GRID.shape), np.float32))[0]
 
@@ -433,7 +454,7 @@ def seen_on(weather):
         x = weather.read(weather.index_of([day]))
         noise = 0.1 * rng(int(day.astype(int))).standard_normal((1, C, 2, 4))
         seen = gridded(Operator("subsample", 2), x + np.kron(noise, np.ones((2, 2))))
-        return from_gridded([replace(seen, error_std=np.full(seen.value.shape, 0.1))], SPEC, np.array([0]))
+        return from_observations([replace(seen, error_std=np.full(seen.value.shape, 0.1))], SPEC, np.array([0]))
 
     return observe
 
@@ -483,7 +504,7 @@ def test_members_of_a_date_err_like_their_spread(weather):
         (lambda w: replace(listed()[0], value_N=np.full(20, np.nan)), "value: not a finite number"),
         (lambda w: replace(listed()[0], std_N=np.zeros(20)), "std: 0.0 is not allowed"),
         (lambda w: replace(listed()[0], day_N=np.zeros(3)), r"observations: \[20, 20, 20, 3, 20\] values"),
-        (lambda w: from_gridded([], SPEC, np.zeros(1)), "observations: none of any modality"),
+        (lambda w: from_observations([], SPEC, np.zeros(1)), "observations: none of any modality"),
         (lambda w: superobservations(replace(listed()[0], channel_N=np.arange(20)), 3), "observations: at most 3"),
         (lambda w: another_ensemble(), "ensemble: sees 5 observations, not 20"),
         (lambda w: too_many_members(), "members: 51 are more than the 50"),
