@@ -72,7 +72,10 @@ class SampleConfig:
         seed: of the ensemble.
         without: modalities withheld from the assimilation; the product is then ``analysis-without-NAME.zarr`` and
             stands in the verification beside the full one.
-        members_per_unit: members drawn at once.
+        members_per_unit: members of a unit of work.
+        memory_gib: what the networks may hold at once while members are drawn.
+        background: archive or earlier analysis that holds the state of the day before each segment with its halo, for
+            a score network trained with one; empty = the climatological prior.
         bf16: network evaluations in bfloat16.
     """
 
@@ -86,6 +89,8 @@ class SampleConfig:
     seed: int = 0
     without: list[str] = field(default_factory=list)
     members_per_unit: int = 8
+    memory_gib: float = 4.0
+    background: str = ""
     bf16: bool = False
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
@@ -95,6 +100,8 @@ class SampleConfig:
         for name in ("members", "members_per_unit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if self.memory_gib <= 0:
+            raise ValueError(f"memory_gib: {self.memory_gib} is not allowed; more than 0")
         if len(set(self.without)) != len(self.without):
             raise ValueError(f"without: {self.without} names a modality twice")
 

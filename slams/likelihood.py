@@ -27,12 +27,13 @@ class Physical:
     Arguments:
         statistics: of the trained model.
         time: valid days, (L,).
+        device: of the states, and of every likelihood made with it.
     """
 
-    def __init__(self, statistics: Statistics, time: np.ndarray) -> None:
-        self.mean = torch.from_numpy(statistics.mean(time))
-        self.std = torch.from_numpy(np.asarray(statistics.std, np.float32))  # (C, 1, 1)
-        self.log1p = torch.from_numpy(np.asarray(statistics.log1p, bool))
+    def __init__(self, statistics: Statistics, time: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self.mean = torch.from_numpy(statistics.mean(time)).to(device)
+        self.std = torch.from_numpy(np.asarray(statistics.std, np.float32)).to(device)  # (C, 1, 1)
+        self.log1p = torch.from_numpy(np.asarray(statistics.log1p, bool)).to(device)
 
     def at(self, frames: Tensor) -> Physical:
         """For some of the days."""
@@ -71,7 +72,7 @@ class _Part:
 def physical_likelihood(
     observed: Sequence[Gridded | Stations],
     spec: StateSpec,
-    decode: Callable[[Tensor], Tensor],
+    decode: Callable[[Tensor, np.ndarray], Tensor],
     physical: Physical,
     representation_std_C: Tensor,
 ) -> Likelihood:
@@ -85,7 +86,8 @@ def physical_likelihood(
     Arguments:
         observed: for the trajectory's days; a modality may stand there twice, on a grid and at stations.
         spec: of the decoded state.
-        decode: latents (B, L, Z, h, w) -> standardised channels (B, L, C, H, W), of any number of days.
+        decode: latents (B, L, Z, h, w) and needed cells (L, H, W) -> standardised channels (B, L, C, H, W), right
+            in those cells; of any number of days.
         physical: to the observations' units.
         representation_std_C: what the decoder cannot represent of each channel, in the observations' units. It is
             added to the observation error whole, with no credit for the averaging of a block.
@@ -99,11 +101,11 @@ def physical_likelihood(
         names = ", ".join(dict.fromkeys(seen.name for seen in observed))
         raise ValueError(f"observations: every value of {names} is masked; at least one is needed")
     parts = [_part(seen, spec, physical, representation_std_C, frames) for seen in observed]
-    some = torch.from_numpy(frames)
+    some, needed = torch.from_numpy(frames), needed[frames]
     physical_some = physical.at(some)
 
     def predict(z: Tensor) -> Tensor:
-        x = physical_some(decode(z[:, some]))  # no other cell than needed[frames] is looked at below
+        x = physical_some(decode(z[:, some], needed))
         return torch.cat([part.apply(x) for part in parts], dim=1)
 
     y, std, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("y", "std", "scale"))
@@ -124,8 +126,8 @@ def _part(
 
 def _on_grid(seen: Gridded, spec: StateSpec, prior_C: Tensor, unresolved_C: Tensor, frames: np.ndarray) -> _Part:
     channels, mask = spec.channels(seen.name), torch.from_numpy(seen.mask[frames])
-    weight = None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW)
-    y, error = (torch.from_numpy(part[frames]).float()[mask] for part in (seen.value, seen.error_std))
+    weight = None if seen.weight_HW is None else torch.from_numpy(seen.weight_HW).to(prior_C.device)
+    y, error = (torch.from_numpy(part[frames]).float()[mask].to(prior_C) for part in (seen.value, seen.error_std))
     prior, unresolved = (part[:, None, None].expand(mask.shape)[mask] for part in (prior_C, unresolved_C))
 
     def apply(x_BLCHW: Tensor) -> Tensor:
@@ -137,15 +139,15 @@ def _on_grid(seen: Gridded, spec: StateSpec, prior_C: Tensor, unresolved_C: Tens
 def _at_stations(seen: Stations, spec: StateSpec, prior_C: Tensor, unresolved_C: Tensor, frames: np.ndarray) -> _Part:
     """Between levels, a channel's prior and unresolved standard deviations are interpolated as its values are."""
     used, at = usable(seen, spec)
-    y, error = (torch.from_numpy(part[used]).float() for part in (seen.value, seen.error_std))
-    weight, channel = torch.from_numpy(at.weight).float(), torch.from_numpy(at.channel)
+    y, error = (torch.from_numpy(part[used]).float().to(prior_C) for part in (seen.value, seen.error_std))
+    weight, channel = torch.from_numpy(at.weight).float().to(prior_C), torch.from_numpy(at.channel)
     prior, unresolved = ((weight * part[channel]).sum(dim=1) for part in (prior_C, unresolved_C))
     frame, shape = np.searchsorted(frames, seen.frame[used]), (spec.n_channels, *spec.grid.shape)
-    apply = Interpolation(at, frame, shape, spec.channels(seen.name).start)
+    apply = Interpolation(at, frame, shape, spec.channels(seen.name).start, prior_C.device)
     return _Part(apply, y, torch.hypot(error, unresolved), prior)
 
 
-def latent_likelihood(seen: Gridded) -> Likelihood:
+def latent_likelihood(seen: Gridded, device: torch.device | str = "cpu") -> Likelihood:
     """y_z = A(z) + noise: the published experiment, where the true state's latents are observed (Qu et al. 2024).
 
     Nothing is decoded. Values and errors are in units of the standardised latents, whose standard deviation over the
@@ -154,6 +156,7 @@ def latent_likelihood(seen: Gridded) -> Likelihood:
 
     Arguments:
         seen: the group ``latent`` of a set in latent space, for the trajectory's days.
+        device: of the latents.
 
     Raises:
         ValueError: nothing was observed.
@@ -162,5 +165,5 @@ def latent_likelihood(seen: Gridded) -> Likelihood:
     if not len(frames):
         raise ValueError(f"observations: every value of {seen.name} is masked; at least one is needed")
     some, mask = torch.from_numpy(frames), torch.from_numpy(seen.mask[frames])
-    y, std = (torch.from_numpy(part[frames]).float()[mask] for part in (seen.value, seen.error_std))
+    y, std = (torch.from_numpy(part[frames]).float()[mask].to(device) for part in (seen.value, seen.error_std))
     return Likelihood(lambda z: observe(seen.operator, z[:, some])[:, mask], y, std, torch.ones_like(y))

@@ -57,15 +57,21 @@ class Interpolation:
         frame_N: which frame each point is of.
         shape_CHW: of a state.
         first_channel: where the modality's channels begin in it.
+        device: of the states.
     """
 
     def __init__(
-        self, placement: Placement, frame_N: np.ndarray, shape_CHW: tuple[int, int, int], first_channel: int = 0
+        self,
+        placement: Placement,
+        frame_N: np.ndarray,
+        shape_CHW: tuple[int, int, int],
+        first_channel: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         channels, height, width = shape_CHW
         channel_NK = frame_N[:, None] * channels + first_channel + placement.channel
-        self.index = torch.from_numpy(channel_NK * height * width + placement.cell)
-        self.weight = torch.from_numpy(placement.weight)
+        self.index = torch.from_numpy(channel_NK * height * width + placement.cell).to(device)
+        self.weight = torch.from_numpy(placement.weight).to(device)
 
     def __call__(self, x_BLCHW: Tensor) -> Tensor:
         """(B, N)."""

@@ -89,7 +89,7 @@ def likelihood(masked=False):
         Gridded("precipitation", Operator("block_mean", 2), rain, np.full_like(rain, 0.1), mask.copy(), LAND),
     ]
     physical = Physical(statistics(), TIME)
-    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z: z, physical, UNRESOLVED)
+    return physical_likelihood(observed[1:] if masked else observed, SPEC, lambda z, needed: z, physical, UNRESOLVED)
 
 
 def test_likelihood_stacks_what_was_observed_of_each_modality():

@@ -1,0 +1,209 @@
+"""The loaded models of a run: observations of some days -> members of the posterior on those days.
+
+Members are drawn in groups that fit the memory budget; where not even one trajectory does, its windows and frames are
+taken in chunks whose derivatives cost one more evaluation. Neither changes what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sample.config import SampleConfig
+from slams.autoencoder import Autoencoder, PaperAutoencoder
+from slams.contracts.bundle import Bundle, open_bundle
+from slams.contracts.envelope import ContractError
+from slams.contracts.observations import Observed
+from slams.decoder import Decoder
+from slams.guidance import Likelihood, guided
+from slams.likelihood import Physical, latent_likelihood, physical_likelihood
+from slams.model import open_autoencoder, open_score
+from slams.rng import normal
+from slams.samplers import DivergenceError, Noise, sample
+from slams.sde import CosineSDE
+from slams.spec import StateSpec
+from slams.statistics import Statistics, day_features
+from slams.windows import saved_bytes, windowed
+
+LARGEST_DEPARTURE = 20  # standard deviations of the state; the sample world's train years reach 12
+DECODER_GRAPHS = 3  # forward, its derivative, and the derivative of that: what an observation operator keeps
+
+
+class Assimilator:
+    """Score network and decoder of a run.
+
+    Raises:
+        ContractError, ValueError: bundles that do not belong together.
+    """
+
+    def __init__(self, config: SampleConfig) -> None:
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.score = open_bundle(config.score)
+        self.denoise, self.model = open_score(self.score)
+        self.denoise.network.to(self.device)
+        self.sde = CosineSDE(self.model.eta)
+        self.bundle = _autoencoder(config, self.score)
+        self.network = None if self.bundle is None else open_autoencoder(self.bundle).to(self.device)
+        self.spec = self.score.spec if self.bundle is None else _decoded(self.bundle, self.network)
+        self.unresolved_C = _unresolved(self.bundle, self.spec)
+        self._bytes = self._measured()
+
+    @property
+    def statistics(self) -> Statistics:
+        return self.score.statistics()
+
+    @property
+    def shape_ZHW(self) -> tuple[int, ...]:
+        """Of a frame of what is drawn."""
+        return tuple(self.score.document["input"])
+
+    def encode(self, x_CHW: np.ndarray, day: np.ndarray) -> Tensor:
+        """A state in physical units as a standardised latent, (Z, H, W).
+
+        Arguments:
+            day: its valid day, (1,).
+        """
+        x = torch.from_numpy(self.statistics.standardise(x_CHW[None], day)).to(self.device)
+        if self.network is None:
+            return torch.nan_to_num(x[0])
+        decoder = self._decoder(0)
+        with torch.no_grad():
+            return ((self.network.encode(x) - decoder.mean) / decoder.std)[0]
+
+    def draw(
+        self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None
+    ) -> np.ndarray:
+        """Members of the posterior on consecutive days, x_MLCHW in physical units.
+
+        Arguments:
+            seen: what was observed on those days; nothing at all gives the prior.
+            days: (L,).
+            members: their numbers, (M,).
+            z_b: background of the day before, (Z, H, W), or none.
+
+        Raises:
+            FloatingPointError: a member diverged, named with its day.
+        """
+        group = max(1, self._budget // self._trajectory_bytes(len(days)))
+        parts = [self._draw(seen, days, members[i : i + group], z_b) for i in range(0, len(members), group)]
+        return np.concatenate(parts)
+
+    def _draw(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None) -> np.ndarray:
+        decoder = self._decoder(self._at_once("frame", len(days)))
+        physical = Physical(self.statistics, days, self.device)
+        calendar = torch.from_numpy(day_features(days)).float().to(self.device)
+        windows = self._at_once("window", len(days))
+        denoise = windowed(self.denoise, self.model.frames, calendar, windows, z_b)
+        if seen:
+            denoise = guided(denoise, self._likelihood(seen, physical, decoder), self.config.guidance, self.sde)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16), torch.no_grad():
+            try:
+                z = sample(denoise, self.config.sampler, self.sde, self._noise(days, members))
+            except DivergenceError as error:
+                raise FloatingPointError(_diverged(members[error.member], days[error.frame], error)) from None
+            x = decoder(z).float() if self.network is not None else z
+        refuse_diverged(members, days, x[:, :, self.spec.channels(self.spec.names[0])])
+        return self._admissible(physical(x).cpu().numpy())
+
+    def _likelihood(self, seen: Sequence[Observed], physical: Physical, decoder: Decoder) -> Likelihood:
+        if seen[0].name == "latent":
+            return latent_likelihood(seen[0], self.device)
+        decode = decoder.within if self.network is not None else lambda z, needed: z
+        return physical_likelihood(seen, self.spec, decode, physical, self.unresolved_C.to(self.device))
+
+    def _admissible(self, x_MLCHW: np.ndarray) -> np.ndarray:
+        """Rain not below none, which a linear decoder may give, and nothing where a channel is never observed."""
+        if "precipitation" in self.spec.names:
+            rain = x_MLCHW[:, :, self.spec.channels("precipitation")]
+            np.maximum(rain, 0, out=rain)
+        return np.where(self.statistics.observed[: self.spec.n_channels], x_MLCHW, np.nan)
+
+    def _noise(self, days: np.ndarray, members: np.ndarray) -> Noise:
+        """Noise keyed by (seed, member, valid day, step): a frame's is its own, whoever draws it, in any segment."""
+        seed, shape, frames = self.config.seed, self.shape_ZHW, days.astype(int)
+
+        def noise(step: int) -> Tensor:
+            parts = [[normal(seed, "sampler", m, day, step, shape=shape) for day in frames] for m in members]
+            return torch.from_numpy(np.array(parts)).to(self.device)
+
+        return noise
+
+    def _decoder(self, at_once: int) -> Decoder:
+        latent = self.score.document.get("latent", {"mean": [0.0], "std": [1.0]})
+        mean, std = (torch.tensor(latent[part], device=self.device) for part in ("mean", "std"))
+        return Decoder(self.network, mean, std, at_once)
+
+    @property
+    def _budget(self) -> int:
+        return int(self.config.memory_gib * 2**30)
+
+    def _measured(self) -> dict[str, int]:
+        """What one window of the network and one frame of the decoder keep for a derivative, in bytes."""
+        frames = self.model.frames
+        z, t = torch.zeros(1, frames, *self.shape_ZHW, device=self.device), torch.tensor(0.5, device=self.device)
+        day = torch.zeros(1, frames, 5, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            window = saved_bytes(lambda z: self.denoise(z, t, day), z)
+            frame = 0 if self.network is None else saved_bytes(self._decoder(0), z[:, :1])
+        return {"window": max(1, window), "frame": max(1, DECODER_GRAPHS * frame)}
+
+    def _trajectory_bytes(self, n_days: int) -> int:
+        return (n_days - self.model.frames + 1) * self._bytes["window"] + n_days * self._bytes["frame"]
+
+    def _at_once(self, what: str, n_days: int) -> int:
+        """Windows or frames a chunk, each with half of the budget; 0 = all, where a whole trajectory fits."""
+        if self._trajectory_bytes(n_days) <= self._budget:
+            return 0
+        return max(1, self._budget // 2 // self._bytes[what])
+
+
+def refuse_diverged(members: np.ndarray, days: np.ndarray, state_MLCHW: Tensor) -> None:
+    """Refuse members whose standardised state has left the world: nothing of a diverged unit is ever written.
+
+    Raises:
+        FloatingPointError: naming the member, its day and how far it went.
+    """
+    farthest_ML = state_MLCHW.abs().amax(dim=(2, 3, 4)).cpu().numpy()
+    wrong = ~(farthest_ML < LARGEST_DEPARTURE)  # also where it is not a number
+    if wrong.any():
+        member, frame = np.argwhere(wrong)[0]
+        far = f"{farthest_ML[member, frame]:.3g} std from the climatology, {LARGEST_DEPARTURE} at most"
+        raise FloatingPointError(_diverged(members[member], days[frame], far))
+
+
+def _diverged(member: int, day: np.datetime64, how: object) -> str:
+    where = f"at step {how.step}: {how.departure:.3g} std" if isinstance(how, DivergenceError) else how
+    return f"member {member} diverged on {day}, {where}; take more sampler.steps or a larger sampler.start_alpha"
+
+
+def _autoencoder(config: SampleConfig, score: Bundle) -> Bundle | None:
+    """The bundle whose latents the score network learned; none for a score network of states."""
+    wanted = score.document.get("autoencoder")
+    if not config.autoencoder:
+        if wanted:
+            raise ContractError(f"{score.folder}: learned latents; `autoencoder` must name the bundle that made them")
+        return None
+    bundle = open_bundle(config.autoencoder)
+    if bundle.checksum != wanted:
+        raise ContractError(f"{score.folder}: learned the latents of another autoencoder than {bundle.folder}")
+    if not bundle.document.get("report"):
+        raise ContractError(f"{bundle.folder}: holds no reconstruction report; train it to its end")
+    return bundle
+
+
+def _decoded(bundle: Bundle, network: Autoencoder | PaperAutoencoder) -> StateSpec:
+    """What the autoencoder gives back: everything, or the state alone."""
+    whole = network.n_decoded == bundle.spec.n_channels
+    return bundle.spec if whole else bundle.spec.subset(bundle.spec.names[:1])
+
+
+def _unresolved(bundle: Bundle | None, spec: StateSpec) -> Tensor:
+    """Root mean square of what the autoencoder loses of each channel, in physical units, measured on validation
+    years, (C,)."""
+    if bundle is None:
+        return torch.zeros(spec.n_channels)
+    return torch.tensor([bundle.document["report"][f"rmse/{name}"] for name in spec.channel_names])
