@@ -33,10 +33,12 @@ bench: .venv/ready  ## speed claims, each with its own program
 	for program in benchmarks/*.py; do $(RUN) $$program; done
 
 # torch first and pinned: where there is no GPU a CPU build of that version is taken if pip knows one.
+# azula, which tests compare with, without its dependencies: torchvision would bring another build of torch.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps azula
 	touch $@
 
 # The general circulation model has an environment of its own: its pins must not rule the training environment.
