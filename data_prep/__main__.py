@@ -18,12 +18,13 @@ STAGES = {
     "shards": "archive -> WebDataset shards of standardised frames",
     "encode": "shards of states -> shards of latents, by a trained autoencoder",
     "observe": "archive -> simulated observations of a split",
+    "background": "archive -> simulated backgrounds (first guesses) of a split",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a stage; returns the exit status, 2 for a user's mistake said in one sentence."""
-    stages = "\n".join(f"  {name:8s} {what}" for name, what in STAGES.items())
+    stages = "\n".join(f"  {name:10s} {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
         "data_prep", description=__doc__, epilog=stages, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -217,6 +217,27 @@ class ObserveConfig:
 
 
 @dataclass(frozen=True)
+class BackgroundConfig:
+    """Archive -> simulated backgrounds (first guesses) of one split.
+
+    Arguments:
+        path: archive to write.
+        split: whose days.
+        error_share: error of the background, as a share of the climatological spread.
+        seed: of the errors.
+    """
+
+    path: str
+    split: str = "test"
+    error_share: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.error_share <= 0:
+            raise ValueError(f"error_share: {self.error_share} is not allowed; more than 0")
+
+
+@dataclass(frozen=True)
 class PrepConfig:
     """One data set. A stage needs its own section and no other."""
 
@@ -225,3 +246,4 @@ class PrepConfig:
     shards: ShardsConfig | None = None
     encode: EncodeConfig | None = None
     observe: ObserveConfig | None = None
+    background: BackgroundConfig | None = None
