@@ -1,0 +1,163 @@
+"""The fitted Gaussian prior against a planet whose statistics are known, and against dense linear algebra."""
+
+import numpy as np
+import pytest
+import torch
+
+from slams.denoise import Background, GaussianDenoiser
+from slams.gaussian import CorrectedGaussian, ZonalGaussian, fourier_basis
+from slams.rng import normal
+from slams.sde import CosineSDE
+
+Z, H, W, L = 2, 3, 8, 3
+SDE = CosineSDE()
+ERROR = 0.4
+WINDOWS = 20_000
+MEMORY, CELLS_A_DAY = 0.8, 1.0  # waves live for days and travel east by one cell a day
+
+
+def planet(windows=WINDOWS, seed=0):
+    """Windows (B, 1 + L, Z, H, W) of two coupled fields, smooth in longitude, that decay, renew and travel east."""
+    draws = torch.from_numpy(normal(seed, "observation", shape=(windows, 1 + L, Z, H, W))).double()
+    wave = torch.arange(W // 2 + 1).double()
+    smooth, travel = torch.exp(-wave / 2), torch.exp(-2j * torch.pi * wave * CELLS_A_DAY / W)
+    mix = torch.tensor([[1.0, 0.0], [0.7, 0.5]]).double()
+    latitude = torch.linalg.cholesky(0.6 ** (torch.arange(H)[:, None] - torch.arange(H)).abs().double())
+    days = []
+    for day in range(1 + L):
+        field = torch.einsum("zy,hg,bygw->bzhw", mix, latitude, draws[:, day])
+        spectrum = torch.fft.rfft(field) * smooth
+        if day:
+            spectrum = MEMORY * travel * days[-1] + (1 - MEMORY**2) ** 0.5 * spectrum
+        days.append(spectrum)
+    return torch.fft.irfft(torch.stack(days, 1), n=W).float().numpy()
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return planet()
+
+
+@pytest.fixture(scope="module")
+def prior(windows):
+    found = ZonalGaussian(L, (Z, H, W), modes=100, background_error=ERROR)
+    found.fit(lambda: np.array_split(windows, 7))
+    return found
+
+
+def scales(t, batch):
+    t_B = torch.full((batch,), t)
+    return SDE.alpha(t_B), SDE.sigma(t_B)
+
+
+def dense_covariance(windows):
+    """Of the whole window with the day before it, as any statistician would estimate it."""
+    flat = windows.reshape(len(windows), -1).astype(np.float64)
+    return torch.from_numpy(flat.T @ flat / len(flat)).float()
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_denoises_as_the_dense_covariance_of_the_same_planet_does(prior, windows, t):
+    """The prior has 19 times fewer numbers; what differs is the sampling error of the dense one."""
+    z = torch.from_numpy(planet(200, seed=1))[:, 1:]
+    z_t = SDE.alpha(torch.tensor(t)) * z + SDE.sigma(torch.tensor(t)) * torch.from_numpy(
+        normal(2, "observation", shape=z.shape)
+    )
+    frame = Z * H * W
+    dense = GaussianDenoiser(torch.zeros(L * frame), dense_covariance(windows)[frame:, frame:], SDE)
+    expected, found = dense(z_t, torch.tensor(t)), prior(z_t, *scales(t, len(z)))
+    assert ((found - expected).norm() / expected.norm()).item() < 0.04
+    errors = [((d - z) ** 2).mean().item() for d in (expected, found)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+def test_a_background_conditions_as_dense_algebra_does(prior, windows):
+    t, share = 0.7, torch.tensor(ERROR)
+    alpha, sigma = SDE.alpha(torch.tensor(t)), SDE.sigma(torch.tensor(t))
+    x = torch.from_numpy(planet(400, seed=3))
+    z_b = x[:, 0] + share * torch.from_numpy(planet(400, seed=4))[:, 0]
+    z_t = alpha * x[:, 1:] + sigma * torch.from_numpy(normal(5, "observation", shape=x[:, 1:].shape))
+    covariance, frame = dense_covariance(windows), Z * H * W
+    seen = torch.block_diag(torch.eye(frame), alpha * torch.eye(L * frame))
+    noise = torch.block_diag(share**2 * covariance[:frame, :frame], sigma**2 * torch.eye(L * frame))
+    gain = torch.linalg.solve(seen @ covariance @ seen.T + noise, seen @ covariance).T
+    expected = (torch.cat([z_b.flatten(1), z_t.flatten(1)], 1) @ gain.T)[:, frame:].reshape(z_t.shape)
+    found = prior(z_t, *scales(t, len(x)), z_b)
+    assert ((found - expected).norm() / expected.norm()).item() < 0.05
+    without = prior(z_t, *scales(t, len(x)))
+    assert ((found - x[:, 1:]) ** 2).mean() < 0.9 * ((without - x[:, 1:]) ** 2).mean()
+
+
+def test_waves_travel(prior):
+    """A wave seen on the first day alone is expected further east on the next, by as much as the planet's travel."""
+    z_t = torch.zeros(1, L, Z, H, W)
+    z_t[0, 0] = torch.cos(2 * torch.pi * torch.arange(W) / W)
+    d = prior(z_t, *scales(0.5, 1))[0, :, 0, 1]
+    phase = torch.fft.rfft(d)[:, 1].angle() * W / (2 * torch.pi)
+    assert (phase[0] - phase[1]).item() == pytest.approx(CELLS_A_DAY, abs=0.15)
+
+
+def test_no_longitude_is_special(prior):
+    z_t = torch.from_numpy(normal(6, "observation", shape=(2, L, Z, H, W)))
+    turned = prior(z_t.roll(3, -1), *scales(0.6, 2))
+    torch.testing.assert_close(turned, prior(z_t, *scales(0.6, 2)).roll(3, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_jacobian_is_a_covariance(prior):
+    """Symmetric and not negative, as guidance by the denoiser's derivative needs."""
+    z_t = torch.zeros(1, L, Z, H, W)
+    jacobian = torch.autograd.functional.jacobian(lambda z: prior(z, *scales(0.5, 1)), z_t).reshape(L * Z * H * W, -1)
+    torch.testing.assert_close(jacobian, jacobian.T, rtol=1e-4, atol=1e-6)
+    assert torch.linalg.eigvalsh(jacobian).min() > -1e-6
+
+
+def test_draws_have_the_climatological_covariance(prior, windows):
+    drawn = prior.draw(torch.from_numpy(normal(7, "observation", shape=(WINDOWS, Z, H, W)))).flatten(1)
+    seen = torch.from_numpy(windows[:, 0]).flatten(1)
+    assert ((drawn.T @ drawn - seen.T @ seen).norm() / (seen.T @ seen).norm()).item() < 0.05
+
+
+def test_few_modes_keep_what_is_large_and_treat_the_rest_as_noise(windows):
+    """With one mode of six a wavenumber the estimate is worse than with all, better than with none."""
+    z = torch.from_numpy(planet(300, seed=8))[:, 1:]
+    alpha, sigma = scales(0.6, len(z))
+    z_t = alpha[0] * z + sigma[0] * torch.from_numpy(normal(9, "observation", shape=z.shape))
+    errors = []
+    for modes in (1, 3, 6):
+        part = ZonalGaussian(L, (Z, H, W), modes)
+        part.fit(lambda: np.array_split(windows[:4000], 4))
+        errors.append(((part(z_t, alpha, sigma) - z) ** 2).mean().item())
+    white = (alpha[0] * z.var() / (alpha[0] ** 2 * z.var() + sigma[0] ** 2) * z_t - z).square().mean().item()
+    assert errors[2] < errors[1] < errors[0] < white
+
+
+def test_the_fit_does_not_depend_on_how_windows_are_batched(prior, windows):
+    other = ZonalGaussian(L, (Z, H, W), modes=100, background_error=ERROR)
+    other.fit(lambda: np.array_split(windows, 31))
+    z_t = torch.from_numpy(normal(10, "observation", shape=(2, L, Z, H, W)))
+    torch.testing.assert_close(other(z_t, *scales(0.5, 2)), prior(z_t, *scales(0.5, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_an_untrained_network_is_the_prior(prior):
+    """v = (alpha z_t - (alpha^2 + sigma^2) d) / sigma with the prior's d, with and without a background."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, z, t, day, context):
+            assert context.shape == (4, L * Z + Z + 1, H, W)
+            return torch.zeros_like(z)
+
+    network = CorrectedGaussian(prior, Nothing(), SDE)
+    z_t = torch.from_numpy(normal(11, "observation", shape=(4, L, Z, H, W)))
+    z_b = torch.from_numpy(normal(12, "observation", shape=(4, Z, H, W)))
+    known = torch.tensor([True, False, True, False])
+    v = network(z_t, torch.full((4,), 0.5), torch.zeros(4, L, 5), Background(z_b, known))
+    alpha, sigma = scales(0.5, 4)
+    d = (alpha[0] * z_t - sigma[0] * v) / (alpha[0] ** 2 + sigma[0] ** 2)
+    torch.testing.assert_close(d[known], prior(z_t, alpha, sigma, z_b)[known], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d[~known], prior(z_t, alpha, sigma)[~known], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_the_fourier_basis_is_orthonormal(width):
+    basis = fourier_basis(width).reshape(width, -1)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(width), atol=1e-12)
