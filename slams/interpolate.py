@@ -47,7 +47,7 @@ def place(
     if not levels_hpa:
         return Placement(cell, np.zeros_like(cell), across, np.ones(len(cell), bool))
     channel, up, inside = vertical(level_hpa, levels_hpa)
-    weight = (up[:, :, None] * across[:, None, :]).reshape(len(cell), -1)
+    weight = (up[:, :, None] * across[:, None, :]).reshape(len(cell), 8)
     return Placement(np.tile(cell, (1, channel.shape[1])), np.repeat(channel, 4, axis=1), weight, inside)
 
 
