@@ -46,7 +46,7 @@ class SamplerConfig:
         spacing: steps equal in ``time`` (the paper), or in ``log_snr`` = log(alpha / sigma). Time serves the large
             scales; where the posterior is far narrower than the prior, its steps are too long near the end. Share of
             the variance that 16 multistep steps keep of a posterior of 0.05 prior std everywhere: 0.26 in time, 0.83
-            in log_snr; relative error of the covariance of a sparsely observed one: 0.03 and 0.31 (tests/test_oracle.py).
+            in log_snr; relative covariance error of a sparsely observed one: 0.03 and 0.31 (tests/test_oracle.py).
         start_alpha: signal scale at which the reverse process starts; the published one is eta = 1e-3. Up to here the
             state is noise to within start_alpha^2 of its variance, and a network's Jacobian, which MMPS divides by
             alpha, is known too poorly: with 1e-3 the demo's members diverge.
