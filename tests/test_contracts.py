@@ -180,12 +180,17 @@ def test_a_bundle_comes_out_as_it_went_in(scratch, data):
     assert_same_statistics(found.statistics(), some_statistics(spec))
 
 
+OPERATORS = [Operator("identity"), Operator("block_mean", 2), Operator("subsample", 2)]
+OPERATORS += [Operator("identity", 1, Operator("subsample", 2)), Operator("subsample", 2, Operator("block_mean", 1))]
+
+
 @given(st.data())
 def test_observations_come_out_as_they_went_in(scratch, data):
     spec, path = data.draw(specs()), scratch()
     n, name = data.draw(st.integers(1, 4)), data.draw(st.sampled_from(spec.names))
-    operator = data.draw(st.sampled_from([Operator("identity"), Operator("block_mean", 2), Operator("subsample", 2)]))
-    value = data.draw(fields(n, spec))[:, spec.channels(name), :: operator.factor, :: operator.factor]
+    operator = data.draw(st.sampled_from(OPERATORS))
+    y, x = (len(axis) for axis in operator.coordinates(spec.grid))
+    value = data.draw(fields(n, spec))[:, spec.channels(name), :y, :x]
     value.flat[0], chosen = 1.5, data.draw(arrays.arrays(bool, value.shape))
     chosen.flat[0] = True  # a set in which nothing was observed is refused
     mask = np.isfinite(value) & chosen
@@ -346,6 +351,91 @@ def test_observations_with_an_error_of_zero_or_of_another_day_are_refused(tmp_pa
     assert "has no observations of 'temperature' on a grid; it has olr" in refusal(found.read, "temperature", days(1))
     zarr.open_group(tmp_path / "made", mode="r+", use_consolidated=False)["olr"]["error_std"][0] = 0
     assert "error_std of olr is 0.0; a finite number, more than 0 is needed" in refusal(found.read, "olr", days(1))
+
+
+def kelvin(path, **parts):
+    """Observations of temperature: 5 days, 2 levels, every second cell, with one value of some parts replaced."""
+    seen = np.full((5, 2, 2, 4), 250.0, np.float32)
+    whole = {"value": seen, "error_std": np.ones_like(seen), "mask": np.ones(seen.shape, bool)}
+    for part, value in parts.items():
+        whole[part][3, 1, 0, 2] = value
+    seen = Gridded("temperature", Operator("subsample", 2), **whole)
+    write_observations(path, SPEC, days(5), [seen], {"config": {}})
+    return path
+
+
+def spoiled(path, part, value):
+    """One value of a sound set replaced afterwards, as by another program."""
+    group = zarr.open_group(kelvin(path), mode="r+", use_consolidated=False)
+    group[f"temperature/{part}"][3, 1, 0, 2] = value
+    return open_observations(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "sentence"),
+    [
+        ("error_std", 0.0, "error_std of temperature is 0.0; a finite number, more than 0 is needed"),
+        ("error_std", -1.0, "error_std of temperature is -1.0; a finite number"),
+        ("error_std", np.nan, "error_std of temperature is nan; a finite number"),
+        ("error_std", np.inf, "error_std of temperature is inf; a finite number"),
+        ("value", -23.5, "temperature is -23.5, which cannot be kelvin; 100 to 400 K"),
+        ("value", 407.0, "temperature is 407.0, which cannot be kelvin"),
+    ],
+)
+def test_values_and_errors_that_cannot_be_are_refused_where_they_are_used(tmp_path, part, value, sentence):
+    assert sentence in refusal(lambda: kelvin(tmp_path / "written", **{part: value}))
+    found = spoiled(tmp_path / "read", part, value)
+    assert sentence in refusal(found.read, "temperature", days(5))
+    assert sentence in refusal(found.check, ["temperature"], days(5))
+    found.read("temperature", days(3))
+    kelvin(tmp_path / "unused", **{part: value, "mask": False})
+    open_observations(tmp_path / "unused").check(["temperature"], days(5))
+
+
+def operator(kind, factor):
+    return {"operator": {"kind": kind, "factor": factor}}
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "sentence"),
+    [
+        ("temperature/value", {"units": "degC"}, "value of temperature is in 'degC'; 'K' is needed"),
+        ("temperature", operator("median", 2), "of temperature cannot be applied (kind: 'median'"),
+        ("temperature", operator("subsample", 3), "factor: 3 does not divide the grid of 4 x 8"),
+        ("temperature", operator("subsample", 4), "has shape (5, 2, 2, 4); (5, 2, 1, 2) is needed"),
+        ("temperature", {"operator": None}, "operator None of temperature cannot be applied"),
+    ],
+)
+def test_another_unit_shape_or_operator_is_refused(tmp_path, name, attributes, sentence):
+    path = kelvin(tmp_path / "made")
+    zarr.open_group(path, mode="r+", use_consolidated=False)[name].attrs.update(attributes)
+    archive.consolidate(path)
+    assert sentence in refusal(open_observations(path).read, "temperature", days(5))
+
+
+def test_what_was_never_observed_is_refused_by_its_name(tmp_path):
+    seen = np.full((5, 1, 4, 8), 250.0, np.float32)
+    nothing = Gridded("olr", Operator("identity"), seen, seen, np.zeros(seen.shape, bool))
+    with pytest.raises(ValueError, match="olr: every value is masked; leave it out"):
+        write_observations(tmp_path / "none", SPEC, days(5), [nothing], {"config": {}})
+    last = Gridded("olr", Operator("identity"), seen, seen, np.arange(5)[:, None, None, None] == np.full(seen.shape, 4))
+    write_observations(tmp_path / "last", SPEC, days(5), [last], {"config": {}})
+    found = open_observations(tmp_path / "last")
+    found.check(["olr"], days(5))
+    assert "every value of olr is masked from 2000-02-27 to 2000-03-01" in refusal(found.check, ["olr"], days(4))
+    assert "2000-03-03 is outside" in refusal(found.check, ["olr"], days(6))
+
+
+def test_days_that_do_not_follow_one_another_or_are_not_all_given_are_refused(tmp_path):
+    seen = np.full((2, 1, 4, 8), 250.0, np.float32)
+    olr = Gridded("olr", Operator("identity"), seen, seen, np.ones(seen.shape, bool))
+    with pytest.raises(ValueError, match="2000-02-27 to 2000-03-01 are not consecutive days"):
+        write_observations(tmp_path / "a", SPEC, days(4)[[0, 3]], [olr], {"config": {}})
+    with pytest.raises(ValueError, match="olr: 2 days were given; 4 are needed"):
+        write_observations(tmp_path / "b", SPEC, days(4), [olr], {"config": {}})
+    write_observations(tmp_path / "c", SPEC, days(4), [olr, olr], {"config": {}})
+    found = open_observations(tmp_path / "c").read("olr", days(4))
+    np.testing.assert_array_equal(found.value, np.tile(seen, (2, 1, 1, 1)))
 
 
 def test_windows_never_cross_a_run_a_gap_or_a_split(tmp_path):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+import zarr
 
 from data_prep.__main__ import main as prepare
 from sample.__main__ import main as assimilate
+from slams.contracts.archive import consolidate
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import written_aside
 from slams.contracts.observations import open_observations, write_observations
@@ -227,6 +229,8 @@ def test_a_raw_file_that_is_text(raw, refused):
         (prepare, ["archive", "prep.yaml"], "archive.grid=8", "archive.grid"),
         (prepare, ["shards", "prep.yaml"], "shards.keepbits=99", "keepbits: 99 is not allowed"),
         (prepare, ["world", "prep.yaml"], "seed=1", "seed"),
+        (prepare, ["observe", "prep.yaml"], "observe.olr.noise=.nan", "noise: nan is not allowed"),
+        (prepare, ["observe", "prep.yaml"], "observe.olr.masks=[sea]", "masks: 'sea' is not allowed; land, ocean"),
         (learn, ["train.yaml"], "model.depth=8", "model.depth"),
         (learn, ["train.yaml"], "steps=0", "steps: 0 is not allowed"),
         (assimilate, ["sample.yaml"], "member=8", "member"),
@@ -244,6 +248,21 @@ def test_an_unknown_key_or_a_refused_value(folder, refused, main, arguments, wor
 def test_a_stage_without_its_section(folder, refused):
     assert "has no section 'world'" in refused(prepare, "world", folder / "prep.yaml")
     assert "has no section 'shards'" in refused(prepare, "shards", folder / "prep.yaml", "shards=null")
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("observe.olr.factor=3", "factor: 3 does not divide the grid of 8 x 16 cells"),
+        ("observe.olr.keep_every=3", "factor: 3 does not divide the grid of 2 x 4 cells"),
+        ("observe.temperature.noise_by_level=[1,2]", "noise_by_level: 2 numbers for 10 levels of temperature"),
+        ("observe.olr.masks=[land]", "masks: ['land'] of olr need archive.sources.static"),
+    ],
+)
+def test_an_observing_system_that_does_not_fit(folder, refused, word, named):
+    shutil.rmtree(folder / "observations")
+    assert named in refused(prepare, "observe", folder / "prep.yaml", word)
+    assert not (folder / "observations").exists()
 
 
 def test_a_result_of_another_configuration_is_not_written_over(folder, refused):
@@ -293,6 +312,29 @@ def of_other_units(folder):
     write_observations(folder / "observations", StateSpec.from_json(document), found.time, seen, {"config": {}})
 
 
+def observations(path, change):
+    """Change something inside the observations as another program might."""
+
+    def spoil(folder):
+        group = zarr.open_group(folder / "observations", mode="r+", use_consolidated=False)
+        change(group[path])
+        consolidate(folder / "observations")
+
+    return spoil
+
+
+def in_celsius(value):
+    value[:] = value[:] - 273.15
+
+
+def with_(**attributes):
+    return lambda node: node.attrs.update(attributes)
+
+
+def to(number):
+    return lambda values: values.__setitem__(slice(None), number)
+
+
 def without(name):
     return lambda folder: shutil.rmtree(folder / name)
 
@@ -323,6 +365,32 @@ FAULTS = {
     "other statistics": (ENCODE, of_other_statistics, ["autoencoder: was trained with other statistics", "/shards"]),
     "other autoencoder": (SAMPLE, of_other_latents, ["learned the latents of another autoencoder", "/autoencoder"]),
     "other units": (SAMPLE, of_other_units, ["observations: temperature", "degC", "is not what the model analyses"]),
+    "Celsius that claims to be kelvin": (
+        SAMPLE,
+        observations("temperature/value", in_celsius),
+        ["observations: temperature is ", "which cannot be kelvin"],
+    ),
+    "Celsius": (
+        SAMPLE,
+        observations("temperature/value", with_(units="degC")),
+        ["observations: value of temperature is in 'degC'; 'K' is needed"],
+    ),
+    "error of zero": (SAMPLE, observations("olr/error_std", to(0)), ["observations: error_std of olr is 0.0"]),
+    "error that is no number": (
+        SAMPLE,
+        observations("olr/error_std", to(np.nan)),
+        ["observations: error_std of olr is nan"],
+    ),
+    "nothing observed": (
+        SAMPLE,
+        observations("olr/mask", to(0)),
+        ["observations: every value of olr is masked from 2003-01-09 to 2003-01-11"],
+    ),
+    "operator that does not divide": (
+        SAMPLE,
+        observations("olr", with_(operator={"kind": "block_mean", "factor": 3})),
+        ["observations: operator", "of olr cannot be applied (factor: 3 does not divide the grid of 8 x 16 cells)"],
+    ),
     "shard to encode": (ENCODE, flipped(f"shards/{FIRST}", 5000), [f"{FIRST}: the checksum of frame"]),
     "shard to train on": (TRAIN, flipped(f"shards/{FIRST}", 5000), [f"{FIRST}: the checksum of frame"]),
     "encoder's weights": (ENCODE, flipped(f"autoencoder/{WEIGHTS}"), [f"autoencoder/{WEIGHTS}: the checksum"]),
