@@ -268,4 +268,6 @@ def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What may not change when a run goes on."""
     whole = to_dict(config)
     found = {"seed": config.seed, "batch": config.data.batch, "model": whole["model"], "optim": whole["optim"]}
-    return found | {"spec": manifest.spec.digest, "statistics": manifest.document["statistics_sha256"]}
+    found |= {"spec": manifest.spec.digest, "statistics": manifest.document["statistics_sha256"]}
+    # latents of another autoencoder are other data, even where their shape is the same
+    return found | {"shape": list(manifest.shape), "autoencoder": manifest.document.get("autoencoder", "")}

@@ -1,0 +1,219 @@
+"""Is the spread honest, and is the analysis better than its rivals? Ten observing systems on held-out dates.
+
+    python benchmarks/calibration.py [NAME ...] [key.path=value ...]    (default: all, then the record)
+
+Temperature alone is observed, every day of the five-day window: block means of 4, 8, 12 and 16 cells, noise of 0.1 to 4
+standard deviations, networks of stations at 1 % and 0.3 % of the points. Beside the generative analysis stand, with the
+same observations over the same window, optimal interpolation by an ensemble (EnOI), tuned for each system on
+validation dates, interpolated anomalies, climatology and D(E(x)). Then what rain and longwave radiation at full
+resolution add where temperature is coarse. Writes calibration.md, .csv and .png.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.twin import HALF_WINDOW, Members, Score, Twin
+from data_prep.config import ObservedConfig
+from slams import baselines
+from slams.contracts.observations import Gridded
+from slams.enoi import Choice
+from slams.enoi_archive import analysis as enoi_analysis
+from slams.enoi_archive import tune
+from slams.enoi_observations import Listed, from_observations
+from slams.interpolate import binned
+
+HERE = Path(__file__).resolve().with_suffix("")
+FULL = {name: ObservedConfig("identity") for name in ("precipitation", "olr")}
+SYSTEMS: dict[str, dict[str, ObservedConfig]] = {
+    **{f"coarse-{r}": {"temperature": ObservedConfig("block_mean", r)} for r in (4, 8, 12, 16)},
+    **{f"noise-{s:g}": {"temperature": ObservedConfig("block_mean", 4, noise=s)} for s in (0.5, 1.0, 2.0, 4.0)},
+    **{f"stations-{100 * s:g}": {"temperature": ObservedConfig("stations", share=s)} for s in (0.01, 0.003)},
+    "coarse-16-and-all": {"temperature": ObservedConfig("block_mean", 16), **FULL},
+    "coarse-16-and-olr": {"temperature": ObservedConfig("block_mean", 16), "olr": FULL["olr"]},
+}
+CHOICES = [Choice(km, days) for km in (2000, 3500, 5000) for days in (2.5, float("inf"))]
+TUNING_DATES = 6
+RELIABLE = (0.8, 1.25)
+
+
+def enoi(twin: Twin, name: str) -> Members:
+    """EnOI with the choice that errs least on validation dates."""
+    how, path = SYSTEMS[name], twin.folder / f"enoi-choice-{name}.json"
+
+    def observe(day: np.datetime64, split: str) -> Listed:
+        days = np.arange(-HALF_WINDOW, HALF_WINDOW + 1)
+        return from_observations(twin.observed(how, day, split), twin.archive.spec, days)
+
+    if not path.is_file():
+        inside = twin.archive.time[twin.archive.days("validation")][HALF_WINDOW:-HALF_WINDOW]
+        dates = inside[np.linspace(0, len(inside) - 1, TUNING_DATES).round().astype(int)]
+        chosen, _ = tune(twin.archive, twin.climatology, dates, lambda day: observe(day, "validation"), CHOICES)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(chosen)))
+    choice, members = Choice(**json.loads(path.read_text())), twin.config.members
+
+    def draw(day: np.datetime64) -> np.ndarray:
+        return enoi_analysis(twin.archive, twin.climatology, day, observe(day, "test"), choice, 0, members)[1]
+
+    return draw
+
+
+def interpolated(twin: Twin, name: str) -> Members:
+    """Anomalies of the day's observations of temperature, interpolated; stations by cell."""
+    spec, part = twin.archive.spec, twin.archive.spec.channels("temperature")
+
+    def draw(day: np.datetime64) -> np.ndarray:
+        seen = twin.observed(SYSTEMS[name], day)[0]
+        gridded = seen if isinstance(seen, Gridded) else binned(seen, spec)
+        known = twin.climatology.climatology(twin.window(day))
+        x_LCHW = known.copy()
+        x_LCHW[:, part] = baselines.anomaly_interpolation(gridded, spec.grid, known[:, part])
+        return x_LCHW[HALF_WINDOW][None]
+
+    return draw
+
+
+def reconstructed(twin: Twin) -> Members:
+    """D(E(x))."""
+    system, statistics = twin.assimilator, twin.assimilator.statistics
+    assert system.network is not None
+
+    def draw(day: np.datetime64) -> np.ndarray:
+        x = torch.from_numpy(statistics.standardise(twin.truth(day)[None], np.array([day])))
+        with torch.inference_mode():
+            decoded = system.network.decode(system.network.encode(x)).numpy()
+        return statistics.physical(decoded, np.array([day]))
+
+    return draw
+
+
+def compare(twin: Twin, name: str) -> dict[str, Score]:
+    """Every system on one observing system."""
+    config = twin.config
+    found = {"analysis": twin.score(f"analysis-{name}", twin.analysis(SYSTEMS[name], config.sampler, config.guidance))}
+    found["EnOI"] = twin.score(f"enoi-{name}", enoi(twin, name))
+    found["anomalies"] = twin.score(f"anomalies-{name}", interpolated(twin, name))
+    return found
+
+
+def verdict(gap: dict[str, list[float]]) -> str:
+    """A difference in words."""
+    value, low, high = (gap[key][-1] for key in ("difference", "low", "high"))
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})" + ("" if low > 0 or high < 0 else ", not told from 0")
+
+
+def correlation(twin: Twin, name: str) -> np.ndarray:
+    """Of the truth's anomalies of another modality with those of temperature, by level, over the train years, the
+    same place and day; area-weighted mean of its square over the places where both are known, as a correlation."""
+    days = twin.archive.days("train")[::5]
+    time = twin.archive.time[days]
+    anomaly = twin.archive.read(days) - twin.climatology.climatology(time)
+    other = anomaly[:, twin.archive.spec.channels(name)]
+    state = anomaly[:, twin.archive.spec.channels("temperature")]
+    covariance = np.nanmean(other * state, axis=0)
+    explained = covariance**2 / (np.nanvar(other, axis=0) * np.nanvar(state, axis=0))
+    weights = np.where(np.isfinite(explained), twin.archive.spec.grid.area_weights, 0)
+    return np.sqrt((np.nan_to_num(explained) * weights).sum((1, 2)) / weights.sum((1, 2)))
+
+
+def record(twin: Twin, all_scores: dict[str, dict[str, Score]]) -> None:
+    """The record beside this file."""
+    plain = twin.score("climatology", lambda day: twin.climatology.climatology(np.array([day])))
+    floor = twin.score("autoencoder", reconstructed(twin))
+    first = next(iter(all_scores.values()))["analysis"]
+    words = [
+        "# Calibration, and the analysis beside its rivals",
+        "",
+        f"{date.today()}, {os.cpu_count()} cores, torch {torch.__version__}; sample world, model {twin.config.score}, "
+        f"{len(twin.dates)} dates of a year never used, {twin.config.members} members, {twin.config.sampler.kind} "
+        f"{twin.config.sampler.steps} steps, {twin.config.guidance.kind} {twin.config.guidance.iterations} iterations, "
+        f"bf16 {twin.config.bf16}; {first.seconds / len(twin.dates):.1f} s a date. Temperature, kelvin, mean over "
+        f"{len(first.rmse)} levels. Climatology: RMSE {plain.mean('rmse'):.2f}; D(E(x)): {floor.mean('rmse'):.2f}.",
+        "",
+        "| observed | RMSE: analysis | EnOI | anomalies | CRPS: analysis | EnOI | analysis minus EnOI (95 %) "
+        "| spread-skill: analysis | EnOI |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, s in all_scores.items():
+        rmse = " | ".join(f"{s[k].mean('rmse'):.2f}" for k in ("analysis", "EnOI", "anomalies"))
+        crps = " | ".join(f"{s[k].mean('crps'):.3f}" for k in ("analysis", "EnOI"))
+        spread = " | ".join(f"{s[k].mean('spread_skill'):.2f}" for k in ("analysis", "EnOI"))
+        gap = verdict(twin.difference(s["analysis"], s["EnOI"]))
+        words.append(f"| {name} | {rmse} | {crps} | {gap} | {spread} |")
+    outside = {n: s["analysis"].mean("spread_skill") for n, s in all_scores.items()}
+    outside = {n: v for n, v in outside.items() if not RELIABLE[0] <= v <= RELIABLE[1]}
+    said = ", ".join(f"{n} ({v:.2f})" for n, v in outside.items()) or "none"
+    words += ["", f"Outside {RELIABLE[0]} to {RELIABLE[1]}: {said}.", "", "![Rank histograms](calibration.png)", ""]
+    words += worth(twin, all_scores)
+    HERE.with_suffix(".md").write_text("\n".join(words))
+    figure(all_scores).savefig(HERE.with_suffix(".png"), dpi=110)
+    _csv(twin, all_scores)
+
+
+def worth(twin: Twin, all_scores: dict[str, dict[str, Score]]) -> list[str]:
+    """What other modalities add to coarse temperature, by level, beside what they have to do with it."""
+    bare = all_scores.get("coarse-16")
+    words = []
+    for name, others in (("coarse-16-and-all", ("precipitation", "olr")), ("coarse-16-and-olr", ("olr",))):
+        if bare is None or name not in all_scores:
+            continue
+        gap = twin.difference(all_scores[name]["analysis"], bare["analysis"])
+        related = [correlation(twin, other) for other in others]
+        words += ["", f"## CRPS with {' and '.join(others)} minus without, temperature coarsened 16 x", ""]
+        heads = " | ".join(f"correlation with {other}" for other in others)
+        words += [f"| hPa | difference (K) | 95 % interval | {heads} |", "|--:|--:|--:|" + "--:|" * len(others)]
+        for i, level in enumerate([*twin.state.level_hpa, "mean"]):
+            interval = f"{gap['low'][i]:+.4f} to {gap['high'][i]:+.4f}"
+            found = " | ".join(f"{(r[i] if i < len(r) else np.sqrt((r**2).mean())):.2f}" for r in related)
+            words.append(f"| {level} | {gap['difference'][i]:+.4f} | {interval} | {found} |")
+    return [*words, ""]
+
+
+def figure(all_scores: dict[str, dict[str, Score]]) -> Figure:
+    """Rank histograms of the analysis, all levels pooled."""
+    page = Figure(figsize=(12, 6), layout="constrained")
+    for axes, (name, found) in zip(page.subplots(3, 4).flat, all_scores.items(), strict=False):
+        ranks = np.array(found["analysis"].ranks).mean(axis=0)
+        axes.bar(range(len(ranks)), ranks * len(ranks), width=0.9, color="#3f7cc4")
+        axes.axhline(1, color="#333333", lw=0.8)
+        axes.set_title(f"{name}: spread-skill {found['analysis'].mean('spread_skill'):.2f}", fontsize=9)
+        axes.set(ylim=(0, 2.5), xticks=(0, len(ranks) - 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    page.supxlabel("members below the truth")
+    page.supylabel("share, relative to flat")
+    return page
+
+
+def _csv(twin: Twin, all_scores: dict[str, dict[str, Score]]) -> None:
+    with HERE.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["observed", "system", "level_hpa", "rmse_K", "crps_K", "spread_skill"])
+        for name, found in all_scores.items():
+            for system, score in found.items():
+                rows = zip(twin.state.level_hpa, score.rmse, score.crps, score.spread_skill, strict=True)
+                writer.writerows([name, system, *row] for row in rows)
+
+
+def main() -> None:
+    names = [word for word in sys.argv[1:] if "=" not in word]
+    twin = Twin("configs/sample/small.yaml", [w for w in sys.argv[1:] if "=" in w], "runs/small/study")
+    found = {name: compare(twin, name) for name in names or SYSTEMS}
+    if not names:
+        record(twin, found)
+
+
+if __name__ == "__main__":
+    main()
