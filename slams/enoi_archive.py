@@ -10,7 +10,7 @@ import torch
 from slams.contracts.archive import Archive
 from slams.enoi import MOST_OBSERVATIONS, Choice, Ensemble, Gain, analyse
 from slams.enoi_observations import Listed, superobservations
-from slams.metrics import EnsembleRMSE
+from slams.metrics import EnsembleRMSE, FairCRPS
 from slams.statistics import DAYS_PER_YEAR, Statistics
 
 MOST_ANOMALIES = 1000
@@ -38,8 +38,12 @@ def analysis(
     observed = superobservations(observed, MOST_OBSERVATIONS)
     ensemble = season_ensemble(archive, climatology, day, observed, choice.season_days)
     gain = Gain(ensemble, observed, archive.spec.grid, choice)
-    key = (seed, int(day.astype("datetime64[D]").astype(int)))
-    return analyse(gain, observed, background(climatology, day, observed.half_window), key, n_members)
+    known = background(climatology, day, observed.half_window)
+    return analyse(gain, observed, known, _key(seed, day), n_members)
+
+
+def _key(seed: int, day: np.datetime64) -> tuple[int, int]:
+    return seed, int(day.astype("datetime64[D]").astype(int))
 
 
 def background(climatology: Statistics, day: np.datetime64, k: int) -> np.ndarray:
@@ -97,10 +101,12 @@ def tune(
     dates: Sequence[np.datetime64],
     observe: Callable[[np.datetime64], Listed],
     choices: Sequence[Choice],
+    n_members: int = 0,
 ) -> tuple[Choice, dict[Choice, float]]:
-    """The choice whose analyses err least, and the score of each.
+    """The choice of the best score on validation dates, and the score of each.
 
-    The score is the RMSE of the state over the sphere and the dates, mean over its levels.
+    The score is of the state over the sphere and the dates, mean over its levels: without members the RMSE of the
+    analysis, which hardly minds the inflation, with members the fair CRPS of the ensemble of analyses.
 
     Arguments:
         dates: of the validation years; the year before and after a date may be train years, never the date's own.
@@ -113,11 +119,12 @@ def tune(
     if not choices:
         raise ValueError("choices: none given; at least one is needed")
     spec = archive.spec
-    scores = {choice: EnsembleRMSE(spec.n_channels, spec.grid.area_weights) for choice in choices}
+    kind = FairCRPS if n_members else EnsembleRMSE
+    scores = {choice: kind(spec.n_channels, spec.grid.area_weights) for choice in choices}
     for date in dates:
         truth = torch.from_numpy(archive.read(archive.index_of([date]))[0])
-        for choice, x_CHW in _analyses(archive, climatology, date, observe(date), choices):
-            scores[choice].update(torch.from_numpy(x_CHW)[None], truth)
+        for choice, x_MCHW in _analyses(archive, climatology, date, observe(date), choices, n_members):
+            scores[choice].update(torch.from_numpy(x_MCHW), truth)
     state = np.concatenate([np.full(m.n_channels, m.role == "state") for m in spec.modalities])
     table = {choice: float(score.compute().reshape(-1)[state].mean()) for choice, score in scores.items()}
     if not np.isfinite(list(table.values())).all():
@@ -126,16 +133,26 @@ def tune(
 
 
 def _analyses(
-    archive: Archive, climatology: Statistics, date: np.datetime64, observed: Listed, choices: Sequence[Choice]
+    archive: Archive,
+    climatology: Statistics,
+    date: np.datetime64,
+    observed: Listed,
+    choices: Sequence[Choice],
+    n_members: int,
 ) -> Iterator[tuple[Choice, np.ndarray]]:
-    """The analysis of a date by each choice; anomalies are drawn once a season."""
+    """What each choice makes of a date: members, or without these the analysis as the only one.
+
+    Anomalies are drawn once a season.
+    """
     observed = superobservations(observed, MOST_OBSERVATIONS)
-    known = background(climatology, date, observed.half_window)
+    known, key = background(climatology, date, observed.half_window), _key(0, date)
     for season_days in dict.fromkeys(choice.season_days for choice in choices):
         ensemble = season_ensemble(archive, climatology, date, observed, season_days)
         for choice in choices:
             if choice.season_days == season_days:
-                yield choice, analyse(Gain(ensemble, observed, archive.spec.grid, choice), observed, known)[0]
+                gain = Gain(ensemble, observed, archive.spec.grid, choice)
+                mean, members = analyse(gain, observed, known, key, n_members)
+                yield choice, members if n_members else mean[None]
 
 
 def _check_dates(archive: Archive, dates: Sequence[np.datetime64]) -> None:

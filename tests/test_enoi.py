@@ -262,26 +262,27 @@ def test_a_station_sees_its_own_place_level_and_day():
     window = np.arange(np.datetime64("2001-01-01"), np.datetime64("2001-01-04"))
     value, std = draw.standard_normal(n), draw.uniform(1, 2, n)
     seen = Stations("temperature", window, frame, latitude, longitude, level, value, std, np.full(n, "a"), qc)
-    found = from_observations([seen], SPEC, np.array([-2, -1, 0]))
+    found = from_observations([seen], SPEC, np.array([0, 1, 2]))
     good = qc == 0
     np.testing.assert_array_equal(found.value_N, value[good])
     np.testing.assert_array_equal(found.std_N, std[good])
-    np.testing.assert_array_equal(found.day_N, frame[good] - 2)
+    np.testing.assert_array_equal(found.day_N, frame[good])
     np.testing.assert_array_equal(found.channel_N, np.log(level[good]) > np.log(500 * 850) / 2)
     np.testing.assert_allclose(np.rad2deg(np.arcsin(found.point_N3[:, 2])), latitude[good])
     height = np.log([500.0, 850.0])[None, :, None, None] + np.arange(-2, 3)[:, None, None, None] * 100
     x = np.broadcast_to(height + GRID.latitude[:, None] / 10, (5, C, *GRID.shape)).copy()
-    expected = np.log(level) + (frame - 2) * 100 + latitude / 10
+    expected = np.log(level) + frame * 100 + latitude / 10
     np.testing.assert_allclose(found.predict(x[None])[0], expected[good], rtol=1e-6)
 
 
-def test_a_window_cut_off_by_the_record_predicts_the_same():
+@pytest.mark.parametrize("days", [(-1, 0), (0, 1)], ids=["end", "beginning"])
+def test_a_window_cut_off_by_the_record_predicts_the_same(days):
     x = rng().standard_normal((5, C, *GRID.shape)).astype(np.float32)
     whole = from_observations([gridded(OPERATORS[1], x)], SPEC, np.arange(-2, 3))
-    cut = from_observations([gridded(OPERATORS[1], x[1:3])], SPEC, np.array([-1, 0]))
-    early = (whole.day_N == -1) | (whole.day_N == 0)
+    cut = from_observations([gridded(OPERATORS[1], x[np.add(days, 2)])], SPEC, np.array(days))
     assert cut.half_window == 1
-    np.testing.assert_allclose(cut.predict(x[None, 1:4]), whole.predict(x[None])[:, early], rtol=1e-6)
+    same = np.isin(whole.day_N, days)
+    np.testing.assert_allclose(cut.predict(x[None, 1:4]), whole.predict(x[None])[:, same], rtol=1e-6)
 
 
 def test_what_is_masked_or_missing_changes_nothing():
@@ -475,6 +476,20 @@ def test_tuning_finds_the_scale_and_scores_as_brute_force_does(weather):
     assert table[near] == pytest.approx(
         np.sqrt((area * (truth - np.stack(found)) ** 2).sum(axis=(-2, -1)).mean(axis=0)).mean(), rel=1e-5
     )
+
+
+def test_tuning_by_crps_finds_the_inflation_that_rmse_hardly_sees(weather):
+    """Members of ten times the background variance are spread far too wide, however good their mean."""
+    few = [Choice(6000, 1, a, 60) for a in (1.0, 10.0)]
+    observe, day = seen_on(weather), DATES[0]
+    best, table = enoi_archive.tune(weather, statistics(250.0), DATES[:4], observe, few, n_members=6)
+    assert best.inflation == 1 and table[few[1]] > 1.2 * table[few[0]]
+    _, alone = enoi_archive.tune(weather, statistics(250.0), [day], observe, few[:1], n_members=6)
+    _, members = enoi_archive.analysis(weather, statistics(250.0), day, observe(day), few[0], 0, 6)
+    truth, area = weather.read(weather.index_of([day]))[0], GRID.area_weights
+    apart = np.abs(members[:, None] - members[None]).sum(axis=(0, 1)) / (2 * 6 * 5)
+    crps = np.abs(members - truth).mean(axis=0) - apart
+    assert alone[few[0]] == pytest.approx((area * crps).sum(axis=(-2, -1)).mean(), rel=1e-5)
 
 
 def test_members_of_a_date_err_like_their_spread(weather):
