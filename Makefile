@@ -6,7 +6,10 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 # The pins stand in pyproject.toml alone; the project itself, and torch with it, stays out of that environment.
 EXTRA_WORLD = $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['world'])"
 
-.PHONY: demo test test-slow lint bench clean
+# Studies of an hour, which say how good an analysis is and not how fast a program.
+STUDIES := benchmarks/frontier.py benchmarks/calibration.py benchmarks/twin.py
+
+.PHONY: demo test test-slow lint bench bench-sampler clean
 
 demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 20 minutes
 	$(RUN) -m data_prep world configs/data_prep/tiny.yaml
@@ -30,7 +33,10 @@ lint: .venv/ready
 	$(RUN) -m mypy
 
 bench: .venv/ready  ## speed claims, each with its own program
-	for program in benchmarks/*.py; do $(RUN) $$program; done
+	set -e; for program in $(filter-out $(STUDIES),$(wildcard benchmarks/*.py)); do $(RUN) $$program; done
+
+bench-sampler: .venv/ready  ## cost and accuracy of the samplers, an hour, after `make demo`
+	$(RUN) benchmarks/frontier.py
 
 # torch first and pinned: where there is no GPU a CPU build of that version is taken if pip knows one.
 # azula, which tests compare with, without its dependencies: torchvision would bring another build of torch.
