@@ -146,12 +146,12 @@ def gridded(masked=False):
 
 
 def stations(name, **changes):
-    """Three reports of the second day: two that are used, one whose quality control failed."""
+    """Three reports of the third and second day: two that are used, one whose quality control failed."""
     n = 3
     found = {
         "name": name,
         "days": TIME,
-        "frame": np.ones(n, int),
+        "frame": np.array([2, 1, 1]),
         "latitude": np.array([89.0, 10.0, -40.0]),  # the first one's neighbours lie across the pole
         "longitude": np.array([-170.0, 200.0, 355.0]),
         "level_hpa": np.array([600.0, 850.0, 700.0], np.float32),
