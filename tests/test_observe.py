@@ -147,7 +147,6 @@ def gridded(masked=False):
 
 def stations(name, **changes):
     """Three reports of the third and second day: two that are used, one whose quality control failed."""
-    n = 3
     found = {
         "name": name,
         "days": TIME,
