@@ -84,6 +84,11 @@ class ModelConfig:
         """Whether the network corrects a Gaussian prior that has to be fitted first."""
         return self.kind == "score" and self.network == "base"
 
+    @property
+    def lead(self) -> int:
+        """Days before each window that training reads, to make its background of."""
+        return 1 if self.background_error else 0
+
 
 def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], statistics: Statistics) -> nn.Module:
     """The network of a configuration.

@@ -21,17 +21,21 @@ from slams.config import load
 from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, written_aside
 from slams.contracts.shards import open_shards
+from slams.gaussian import ZonalGaussian
 from slams.model import open_autoencoder, open_score
+from slams.sde import CosineSDE
 from slams.spec import PRECIPITATION, Grid, Modality, StateSpec
 from slams.statistics import Statistics
 from train import loop
 from train.__main__ import run
 from train.config import TrainConfig
+from train.data import Reader, plan, training_noise
 from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
 from train.optim import Ema, OptimConfig, learning_rate
 
 ROOT = Path(__file__).parents[1]
 SPEC = StateSpec(Grid(8, 16), (Modality("temperature", "state", "K", "air_temperature", (500, 850)), PRECIPITATION))
+PRIOR = {"modes": 2, "background_error": 0.3}  # few modes for few days
 TIMINGS = ("samples_per_s", "data_wait")
 
 
@@ -68,7 +72,7 @@ def write_config(folder, shards, **changes):
         "shards": str(shards),
         "bundle": str(folder / "bundle"),
         "steps": 24,
-        "model": {"kind": "score", "frames": 3, "hidden": [8, 8], "blocks": [1, 1]},
+        "model": {"kind": "score", "frames": 3, "hidden": [8, 8], "blocks": [1, 1]} | PRIOR,
         "data": {"batch": 6},
         "engine": {"precision": "fp32", "torch_threads": 1},
         "optim": {"learning_rate": 1e-3, "warmup_steps": 3, "ema_half_life_samples": 40},
@@ -176,6 +180,46 @@ def test_a_stop_between_lines_of_metrics_keeps_their_means(tmp_path, shards, ref
     assert_same_result(tmp_path, reference)
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_prior_is_fitted_once_and_comes_back_from_the_checkpoint(tmp_path, shards, reference, monkeypatch, stage):
+    words = [str(write_config(tmp_path, shards)), f"engine.zero_stage={stage}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "listen", lambda self: setattr(self, "asked", True))
+        assert run(words) == loop.STOPPED_EARLY
+    monkeypatch.setattr(ZonalGaussian, "fit", lambda self, windows: pytest.fail("fitted anew"))
+    assert run(words) == 0
+    ours, theirs = (open_bundle(folder / "bundle").weights() for folder in (tmp_path, reference))
+    assert sum(name.startswith("prior.") for name in ours) == 8
+    for name in ours:
+        exact = {"rtol": 0, "atol": 0} if name.startswith("prior.") else {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(ours[name], theirs[name], err_msg=name, **exact)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.5])
+def test_the_first_loss_is_that_of_the_prior_alone(tmp_path, shards, error):
+    """v - v* = (alpha^2 + sigma^2) / sigma (z - d): the prior's own error of each window of the first batch."""
+    word = f"model.background_error={error}"
+    config = load(TrainConfig, write_config(tmp_path, shards, log_every=1, steps=4), [word])
+    manifest, lead, half = open_shards(shards), int(error > 0), config.model.background_dropped
+    prior = ZonalGaussian(3, manifest.shape, config.model.modes, error)
+    everything = [np.nan_to_num(Reader(manifest, 3, 99, lead=1).windows(manifest.windows("train", 4)))]
+    prior.fit(lambda: everything)
+    order = {"seed": 0, "batch": 6, "rank": 0, "size": 1, "accumulation": 1, "start": 0, "stop": 1}
+    (portion,) = plan(manifest.windows("train", 3 + lead), **order)
+    z = torch.from_numpy(np.nan_to_num(Reader(manifest, 3, 99, lead).windows(portion.windows)))
+    drawn = {name: torch.from_numpy(part) for name, part in training_noise(0, 6)(portion, z.shape[1:]).items()}
+    sde, t = CosineSDE(config.model.eta), drawn["t"]
+    squares = []
+    for i, (alpha, sigma) in enumerate(zip(sde.alpha(t), sde.sigma(t), strict=True)):
+        told = lead and drawn["chance"][i] >= half
+        z_b = z[i : i + 1, 0] + error * prior.draw(drawn["noise"][i : i + 1, 0]) if told else None
+        window, noise = z[i : i + 1, lead:], drawn["noise"][i : i + 1, lead:]
+        d = prior(alpha * window + sigma * noise, alpha.reshape(1, 1), sigma.reshape(1, 1), z_b)
+        squares.append(((alpha**2 + sigma**2) / sigma * (window - d)) ** 2)
+    assert run([str(tmp_path / "train.yaml"), word]) == 0
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(torch.stack(squares).mean().item(), rel=1e-4)
+
+
 def test_a_damaged_checkpoint_is_said_aloud_and_the_one_before_used(tmp_path, shards, reference, caplog):
     shutil.copytree(reference / "run", tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-000024"
@@ -217,7 +261,7 @@ def test_the_bundle_opens_as_the_denoiser_it_was_trained_to_be(reference, shards
 
 def test_training_lowers_the_validation_loss(reference):
     losses = [line["validation/loss"] for line in lines(reference) if "validation/loss" in line]
-    assert losses[-1] < losses[0] < 1.1  # it starts from the zero prediction, whose loss is near 1
+    assert losses[-1] < losses[0] < 1  # it starts from the prior; the loss of the zero prediction is near 1
 
 
 def test_an_autoencoder_reports_its_error_in_physical_units(tmp_path, shards):
@@ -251,11 +295,20 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_move(tmp_path, world,
         return found
 
     monkeypatch.setattr(loop.Engine, "step", recorded)
-    assert run([str(write_config(tmp_path, spoiled))]) == 1
+    model = {"kind": "score", "network": "paper", "frames": 3, "hidden": [8, 8], "blocks": [1, 1]}
+    assert run([str(write_config(tmp_path, spoiled, model=model))]) == 1
     said = capsys.readouterr().err
     assert re.match(rf"slams-train: step {len(seen)}: loss (nan|inf)", said) and "2001-01-01" in said
     engine, after = seen[-1]  # fails when it was the first step: then another seed is needed
     assert all(torch.equal(a, b) and torch.isfinite(b).all() for a, b in zip(after, engine.local(), strict=True))
+
+
+def test_a_prior_is_not_fitted_to_what_no_weather_is(tmp_path, capsys):
+    spoiled = write_tiny_shards(tmp_path / "spoiled", spoiled_day=7)
+    assert run([str(write_config(tmp_path, spoiled))]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"slams-train: {spoiled}: 2001-01-08 is 1e+30 standard deviations from the mean, 1000 at")
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -274,7 +327,7 @@ def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
     [
         ("optim.lr=1", "lr"),
         ("engine.zero_stage=4", "zero_stage: 4 is not allowed; 0, 1, 2 or 3"),
-        ("data.batch=100", "data.batch: 100 is larger than the 38 windows"),
+        ("data.batch=100", "data.batch: 100 is larger than the 37 windows"),
         ("engine.accumulation=4", "data.batch: 6 does not divide over 1 processes x 4 micro-batches"),
         ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
     ],

@@ -20,7 +20,7 @@ MISTAKE = 2
 def dry_run(config: TrainConfig) -> int:
     """Say what would be done."""
     manifest = open_shards(config.shards)
-    n_windows = len(manifest.windows(TRAIN, config.model.frames))
+    n_windows = len(manifest.windows(TRAIN, config.model.lead + config.model.frames))
     batches = steps_per_epoch(n_windows, config.data.batch)
     n_parameters = sum(p.numel() for p in initial_task(config, manifest).parameters())
     log = logging.getLogger("slams.train")

@@ -25,6 +25,7 @@ from slams.contracts.bundle import open_bundle, write_bundle
 from slams.contracts.envelope import ContractError, is_finished, written_aside
 from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
+from slams.samplers import LARGEST_STATE
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, training_noise
@@ -109,7 +110,7 @@ class Run:
     def __init__(self, config: TrainConfig, manifest: Manifest, world: World) -> None:
         self.config, self.manifest, self.world = config, manifest, world
         micro_batch(config.data.batch, config.engine, world.size)
-        lead = 1 if config.model.background_error else 0
+        lead = config.model.lead
         self.windows = manifest.windows(TRAIN, lead + config.model.frames)
         steps_per_epoch(len(self.windows), config.data.batch)
         self.reader = Reader(manifest, config.model.frames, config.data.cache_frames, lead)
@@ -135,7 +136,7 @@ class Run:
             reader = Reader(self.manifest, self.config.model.frames, self.config.data.cache_frames, lead=1)
             firsts = evenly(self.manifest.windows(TRAIN, 1 + self.config.model.frames), FIT_WINDOWS)
             chunks = np.array_split(firsts, -(-len(firsts) // FIT_CHUNK))
-            self.engine.module.task.network.prior.fit(lambda: map(reader.windows, chunks))
+            self.engine.module.task.network.prior.fit(lambda: (_believable(reader, chunk) for chunk in chunks))
         self.engine.agree_on_buffers()
 
     def train(self, stop: StopRequest) -> int:
@@ -262,6 +263,22 @@ class Run:
         with self.engine.whole():
             network = self.engine.module.task.network
             return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+
+
+def _believable(reader: Reader, firsts: np.ndarray) -> np.ndarray:
+    """Windows with what is missing at its mean, as the network sees it: one absurd value would spoil a covariance.
+
+    Raises:
+        ContractError: a value that no state has, naming its day.
+    """
+    x = np.nan_to_num(reader.windows(firsts), posinf=np.inf, neginf=-np.inf)
+    farthest_BL = np.abs(x).max(axis=(2, 3, 4))
+    if farthest_BL.max() > LARGEST_STATE:
+        window, frame = np.unravel_index(farthest_BL.argmax(), farthest_BL.shape)
+        day = reader.frames[firsts[window] + frame].time
+        far = f"{farthest_BL.max():.3g} standard deviations from the mean, {LARGEST_STATE:g} at most"
+        raise ContractError(f"{reader.manifest.folder}: {day} is {far}; mend the archive, or leave the day out")
+    return x
 
 
 def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
