@@ -84,6 +84,8 @@ def _observed_names(config: SampleConfig, models: Run) -> list[str]:
     for name in config.without:
         spec.modality(name)
     if observations.space == "latent":
+        if config.without:
+            raise ValueError(f"without: {config.without} cannot be withheld from observations of latents; []")
         learned = models.score.document
         observations.check_latents(learned.get("autoencoder", ""), learned.get("latent", {}))
         return list(observations.names)

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sample.config import SampleConfig
+from sample.background import FirstGuess
+from sample.config import PeriodConfig, SampleConfig
 from sample.figures import Example
+from sample.plan import segments
 from slams import baselines
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Observations, open_observations
+from slams.contracts.observations import Gridded, Observations, Observed, open_observations
 from slams.interpolate import binned
 from slams.model import open_autoencoder
 from slams.spec import Grid, Modality, StateSpec
@@ -29,13 +31,20 @@ Interpolation = Callable[[Gridded, Grid, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """All that is compared: products, truth, and what the baselines are made from. Channels are the products'."""
+    """All that is compared: products, truth, and what the baselines are made from. Channels are the products'.
+
+    Arguments:
+        first_guess: the background, where the analysis was given one.
+        before: the day of that background, by the day analysed.
+    """
 
     products: dict[str, Analysis]
     archive: Archive
     observations: Observations
     climatology: Statistics
     reconstruction: Reconstruction | None
+    first_guess: FirstGuess | None
+    before: dict[np.datetime64, np.datetime64]
 
     @property
     def analysis(self) -> Analysis:
@@ -72,23 +81,23 @@ class Case:
         for name, product in self.products.items():
             yield name, product.read(where)
         known = _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
-        seen = self.observed(day)
-        yield "anomaly_interpolation", self._each(known, seen, baselines.anomaly_interpolation)
-        yield "interpolation", self._each(known, seen, baselines.interpolation)
+        if seen := self.observed(day):
+            on_grid = {name: self._on_grid(parts[0]) for name, parts in seen.items()}
+            yield "anomaly_interpolation", self._each(known, on_grid, baselines.anomaly_interpolation)
+            yield "interpolation", self._each(known, on_grid, baselines.interpolation)
+        if self.first_guess is not None:
+            yield "persistence", baselines.persistence(self.first_guess.read(self.before[day[0]]), 1)
         yield "climatology", known
         yield "autoencoder", self._reconstructed(day)
 
-    def observed(self, day: np.ndarray) -> dict[str, Gridded]:
-        """What was observed of the products' modalities, as fields: stations count for the cell they stand in.
+    def observed(self, day: np.ndarray) -> dict[str, list[Observed]]:
+        """What was observed of the products' modalities, on grids before at stations; nothing of latents."""
+        names = [name for name in self.observations.names if name in self.spec.names]
+        return {name: self.observations.read_all([name], day) for name in names}
 
-        Of a modality that is observed both ways, the interpolations and the maps know what is on a grid.
-        """
-        found: dict[str, Gridded] = {}
-        for name in self.observations.names:
-            if name in self.spec.names:
-                first = self.observations.read_all([name], day)[0]
-                found[name] = first if isinstance(first, Gridded) else binned(first, self.observations.spec)
-        return found
+    def _on_grid(self, seen: Observed) -> Gridded:
+        """For the interpolations, which know grids only: a station counts for the cell it stands in."""
+        return seen if isinstance(seen, Gridded) else binned(seen, self.observations.spec)
 
     def _each(self, known_LCHW: np.ndarray, seen: dict[str, Gridded], method: Interpolation) -> np.ndarray:
         """An interpolation, modality by modality; climatology where a modality was not observed."""
@@ -120,7 +129,8 @@ class Case:
             coast = self.climatology.observed[rain][0].astype(np.float32)
         day = self.time[where : where + 1]
         members = self.analysis.read(where)
-        return Example(day[0], self.spec, coast, self.truth(where), members, self.observed(day))
+        space = self.observations.space
+        return Example(day[0], self.spec, coast, self.truth(where), members, self.observed(day), space)
 
 
 def _select(x_LCHW: np.ndarray, given: StateSpec, wanted: StateSpec) -> np.ndarray:
@@ -150,7 +160,18 @@ def open_case(config: SampleConfig) -> Case:
     if bundle is not None:
         _check_same_fields(first, bundle.folder, bundle.spec)
     reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
-    return Case(products, archive, observations, _climatology(archive), reconstruction)
+    guess = FirstGuess(config.background, first.spec) if config.background else None
+    before = _before(first, config.period) if guess is not None else {}
+    return Case(products, archive, observations, _climatology(archive), reconstruction, guess, before)
+
+
+def _before(product: Analysis, period: PeriodConfig) -> dict[np.datetime64, np.datetime64]:
+    """The day whose state a segment with its halo was told, by each kept day."""
+    found = {day: kept[0] - period.halo_days - 1 for kept in segments(period) for day in kept}
+    for day in product.time:
+        if day not in found:
+            raise ContractError(f"{product.path}: holds {day}, no day of `period`; give the one it was made with")
+    return found
 
 
 def _open_products(folder: Path) -> dict[str, Analysis]:

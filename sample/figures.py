@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from slams.contracts.observations import Gridded
+from slams.contracts.observations import Gridded, Observed, Stations
+from slams.interpolate import usable
 from slams.spec import Grid, Modality, StateSpec
 
 INK, MUTED, UNSEEN = "#1c2733", "#5b6770", "#e7e9ec"
+STATION = 14  # area of a station's point, in square points
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -40,6 +43,7 @@ SCORES = {"rmse": "RMSE of the mean", "crps": "CRPS", "spread_skill": "spread-sk
 BASELINES = {
     "anomaly_interpolation": ("#d55e00", "-"),
     "interpolation": ("#e69f00", "-"),
+    "persistence": ("#8c510a", "-"),
     "climatology": ("#8a8f94", "-"),
     "autoencoder": ("#009e73", ":"),
 }
@@ -56,7 +60,8 @@ class Example:
     Arguments:
         day: the valid day.
         coast: land fraction, or where rain is ever observed, (H, W); None where neither is known.
-        observed: what was assimilated, by modality.
+        observed: what was assimilated, by modality, on a grid and at stations.
+        space: of the observations; in ``latent`` space no modality itself is observed.
     """
 
     day: np.datetime64
@@ -64,7 +69,8 @@ class Example:
     coast: np.ndarray | None
     truth: np.ndarray
     members: np.ndarray
-    observed: dict[str, Gridded]
+    observed: dict[str, list[Observed]]
+    space: str
 
     @property
     def mean(self) -> np.ndarray:
@@ -153,9 +159,8 @@ def state_maps(example: Example, modality: Modality) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 5.3))
         panels = figure.subplots(2, 3, sharex=True, sharey=True)
-        seen = _painted(example.observed.get(modality.name), channel, example.spec.grid)
         _map(panels[0, 0], example, truth, "truth", units, colours, norm)
-        _map(panels[0, 1], example, seen, "observed", units, colours, norm)
+        _observed(panels[0, 1], example, modality, channel, "observed", norm)
         _map(panels[0, 2], example, mean, f"analysis, mean of {len(example.members)}", units, colours, norm)
         _map(panels[1, 0], example, example.members[0, part], "analysis, member 0", units, colours, norm)
         upper = max(largest, float(np.nanmax(spread)))
@@ -174,15 +179,11 @@ def surface_maps(example: Example, modalities: list[Modality]) -> Figure:
         for row, modality in zip(panels, modalities, strict=True):
             channel = shown_channel(modality)
             part = example.spec.channels(modality.name).start + channel
-            truth, seen = example.truth[part], example.observed.get(modality.name)
-            fields = {
-                "truth": truth,
-                "observed": _painted(seen, channel, example.spec.grid),
-                "analysis mean": example.mean[part],
-            }
-            for axes, (name, field) in zip(row, fields.items(), strict=True):
-                title = f"{_short(modality)}, {name}"
-                _map(axes, example, field, title, modality.units, COLOURS[modality.role], _norm(modality, truth))
+            truth, name = example.truth[part], _short(modality)
+            style = modality.units, COLOURS[modality.role], _norm(modality, truth)
+            _map(row[0], example, truth, f"{name}, truth", *style)
+            _observed(row[1], example, modality, channel, f"{name}, observed", style[-1])
+            _map(row[2], example, example.mean[part], f"{name}, analysis mean", *style)
         figure.suptitle(str(example.day), x=0.01, ha="left", weight="bold")
     return figure
 
@@ -199,34 +200,64 @@ def _norm(modality: Modality, truth: np.ndarray) -> Normalize:
     return Normalize(low, high if high > low else low + 1)
 
 
-def _painted(seen: Gridded | None, channel: int, grid: Grid) -> np.ndarray | None:
-    """Observations on the full grid: a block mean fills its block, a sub-sample its one cell."""
-    if seen is None:
-        return None
+def _observed(axes: Axes, example: Example, modality: Modality, channel: int, title: str, norm: Normalize) -> None:
+    """A block mean fills its block, a sub-sample its one cell; a station is a point."""
+    style: dict[str, Any] = {"cmap": COLOURS[modality.role], "norm": norm}
+    drawn = None
+    for seen in example.observed.get(modality.name, []):
+        if isinstance(seen, Gridded):
+            drawn = _filled(axes, example.spec.grid, _painted(seen, channel, example.spec.grid), style)
+        else:
+            longitude, latitude, value = _points(seen, channel, example.spec)
+            drawn = axes.scatter(longitude, latitude, STATION, value, edgecolors=INK, linewidths=0.3, **style)
+    if drawn is None:
+        words = "latents were observed" if example.space == "latent" else "not observed"
+        axes.text(0, 0, words, ha="center", va="center", color=MUTED)
+    _finished(axes, example, drawn, title, modality.units, COLOURS[modality.role])
+
+
+def _painted(seen: Gridded, channel: int, grid: Grid) -> np.ndarray:
+    """Observations on the full grid."""
     value, footprint = np.where(seen.mask, seen.value, np.nan)[0, channel], seen.operator.footprint(grid)
     return np.where(footprint >= 0, value.ravel()[footprint], np.nan)
 
 
+def _points(seen: Stations, channel: int, spec: StateSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Longitude (-180 to 180), latitude and value of the stations nearest to a level."""
+    used, at = usable(seen, spec)
+    nearest = at.channel[np.arange(len(used)), at.weight.argmax(axis=1)]
+    shown = used[nearest == channel]
+    return (seen.longitude[shown] + 180) % 360 - 180, seen.latitude[shown], seen.value[shown]
+
+
 def _map(
-    axes: Axes, example: Example, field: np.ndarray | None, title: str, units: str, colours: str, norm: Normalize
+    axes: Axes, example: Example, field: np.ndarray, title: str, units: str, colours: str, norm: Normalize
 ) -> None:
-    """One field with its colour bar; no field reads `not observed`."""
-    grid = example.spec.grid
+    """One field with its colour bar."""
+    drawn = _filled(axes, example.spec.grid, field, {"cmap": colours, "norm": norm})
+    _finished(axes, example, drawn, title, units, colours)
+
+
+def _filled(axes: Axes, grid: Grid, field: np.ndarray, style: dict[str, Any]) -> ScalarMappable:
     half = grid.n_longitude // 2
     edges = np.concatenate([grid.longitude_bounds[half:-1] - 360, grid.longitude_bounds[: half + 1]])
+    rolled = np.ma.masked_invalid(np.roll(field, -half, axis=1))
+    return axes.pcolormesh(edges, grid.latitude_bounds, rolled, rasterized=True, **style)
+
+
+def _finished(
+    axes: Axes, example: Example, drawn: ScalarMappable | None, title: str, units: str, colours: str
+) -> None:
+    """What every map has: a title, a coast, and, if anything is drawn, a colour bar."""
     axes.set_facecolor(UNSEEN)
     axes.set_title(title)
-    if field is None:
-        axes.text(0, 0, "not observed", ha="center", va="center", color=MUTED)
-    else:
-        rolled = np.ma.masked_invalid(np.roll(field, -half, axis=1))
-        drawn = axes.pcolormesh(edges, grid.latitude_bounds, rolled, cmap=colours, norm=norm, rasterized=True)
+    if drawn is not None:
         bar = axes.figure.colorbar(drawn, ax=axes, orientation="horizontal", pad=0.02, fraction=0.05, aspect=40)
         bar.outline.set_visible(False)
         bar.set_label(units, fontsize=8, labelpad=1)
         bar.ax.tick_params(labelsize=8, length=2)
     if example.coast is not None and example.coast.min() < 0.5 <= example.coast.max():
-        _coast(axes, example.coast, grid, COAST.get(colours, INK))
+        _coast(axes, example.coast, example.spec.grid, COAST.get(colours, INK))
     axes.set(xlim=(-180, 180), ylim=(-90, 90), aspect="equal", xticks=(), yticks=())
 
 

@@ -65,7 +65,7 @@ def _skill(scores: dict[str, Any]) -> str:
     """The RMSE beside that of the hardest baseline."""
     systems, units = scores["systems"], scores["units"]
     own = systems["analysis"]["rmse"]["mean"]
-    rivals = {name: systems[name]["rmse"]["mean"] for name in figures.BASELINES if name != "autoencoder"}
+    rivals = _rivals(scores)
     rival = min(rivals, key=lambda name: rivals[name])
     difference = scores["confidence"]["analysis_minus"][rival]["rmse"]
     text = f"The analysis has a {scores['variable']} RMSE of {own:.2f} {units}{_between(scores, 'analysis')}"
@@ -74,6 +74,12 @@ def _skill(scores: dict[str, Any]) -> str:
     percent = round(100 * (1 - own / rivals[rival]))
     doubt = "" if _excludes_zero(difference) else ", a difference that these dates cannot tell from none"
     return f"{text}, {percent} % below {label(rival)} ({rivals[rival]:.2f} {units}), the best of the baselines{doubt}."
+
+
+def _rivals(scores: dict[str, Any]) -> dict[str, float]:
+    """RMSE of the baselines that may compete, those that are there."""
+    names = [name for name in figures.BASELINES if name in scores["systems"] and name != "autoencoder"]
+    return {name: scores["systems"][name]["rmse"]["mean"] for name in names}
 
 
 def _between(scores: dict[str, Any], system: str) -> str:
@@ -167,12 +173,12 @@ def _subtitle(scores: dict[str, Any], example: Example) -> str:
 def _cards(scores: dict[str, Any]) -> str:
     """The numbers to see first."""
     own, units = scores["systems"]["analysis"], scores["units"]
-    rival = scores["systems"]["anomaly_interpolation"]["rmse"]["mean"]
+    rival, error = min(_rivals(scores).items(), key=lambda pair: pair[1])
     cards = [
         (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
         (f"{own['crps']['mean']:.2f} {units}", "CRPS"),
         (f"{own['spread_skill']['mean']:.2f}" if scores["members"] > 1 else "-", "spread-skill (1 is reliable)"),
-        (f"{rival:.2f} {units}", "RMSE of anomaly interpolation"),
+        (f"{error:.2f} {units}", f"RMSE of {label(rival)}"),
     ]
     return "".join(f"<div><b>{html.escape(number)}</b><span>{name}</span></div>" for number, name in cards)
 

@@ -3,7 +3,9 @@
 Systems, each given the same observations and the same dates:
 
 * ``analysis`` and ``analysis-without-NAME``: the products in the run folder,
-* ``anomaly_interpolation``, ``interpolation``, ``climatology``: see `slams.baselines`,
+* ``anomaly_interpolation``, ``interpolation``, ``climatology``: see `slams.baselines`; where only latents were
+  observed, there is nothing to interpolate, and the first two are left out,
+* ``persistence``: the background, of a run that was given one, held over its segment,
 * ``autoencoder``: D(E(truth)), which no analysis drawn in its latent space can beat; for a run without
   autoencoder the truth itself, with error 0.
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from chain import Chain, finish, start
 from hypothesis import settings
 from world import write_world
 
@@ -28,3 +29,12 @@ def planet(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planet")
     write_world(folder, (2001, 2002, 2003))
     return folder
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, planet):
+    """The whole chain of the jobs, run once, each a process."""
+    chain = Chain(tmp_path_factory.mktemp("chain"), planet)
+    for command in chain.commands:
+        finish(start(command))
+    return chain

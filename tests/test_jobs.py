@@ -7,86 +7,19 @@ climatology, and every file of the chain is a real one.
 import hashlib
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
-import pytest
 import xarray as xr
+from chain import DATES, MEMBERS, finish, start
 
 from data_prep.__main__ import main as prepare
 from sample.__main__ import main as assimilate
 from train.__main__ import run as learn
 
-ROOT = Path(__file__).parents[1]
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MAIN = {"data_prep": prepare, "train": learn, "sample": assimilate}
 SYSTEMS = {"analysis", "climatology", "interpolation", "anomaly_interpolation", "autoencoder"}
-DATES = ("2003-01-10", "2003-04-10", "2003-07-09", "2003-10-07")
-MEMBERS = 3
-
-
-class Chain:
-    """The commands of the chain, each the demo's configuration with smaller numbers."""
-
-    def __init__(self, folder: Path, planet: Path) -> None:
-        self.folder = folder
-        years = {"train": 2001, "validation": 2002, "test": 2003}
-        sources = {"temperature": "era5_t.*", "precipitation": "precip.*", "olr": "olr.2xdaily.*", "static": "static"}
-        self.prepared = ["configs/data_prep/tiny.yaml", "archive.n_latitude=16", "archive.n_longitude=32"]
-        self.prepared += [f"archive.{name}_years=[{year},{year}]" for name, year in years.items()]
-        self.prepared += [f"archive.sources.{name}={planet}/{files}.nc" for name, files in sources.items()]
-        self.prepared += [f"archive.path={folder}/archive.zarr", f"shards.path={folder}/shards"]
-        self.prepared += [f"encode.path={folder}/latents", f"encode.autoencoder={folder}/autoencoder/bundle"]
-        self.prepared += [f"observe.{name}.factor=4" for name in ("temperature", "precipitation", "olr")]
-        self.prepared += [f"observe.path={folder}/observations.zarr", f"world.folder={folder}/world"]
-        self.prepared += ["shards.frames_per_shard=100"]
-
-    def prep(self, stage: str) -> list[str]:
-        return ["data_prep", stage, *self.prepared]
-
-    def train(self, kind: str, shards: str, steps: int, *words: str) -> list[str]:
-        folder = self.folder / kind
-        words += (f"folder={folder}", f"shards={self.folder}/{shards}", f"bundle={folder}/bundle", f"steps={steps}")
-        words += ("data.batch=16", "optim.warmup_steps=5", "optim.ema_half_life_samples=200", "engine.torch_threads=1")
-        return ["train", f"configs/train/tiny_{kind}.yaml", *words, "wandb=disabled", "engine.precision=fp32"]
-
-    def sample(self, *words: str, run: str = "run", verify: bool = False) -> list[str]:
-        folder = self.folder
-        paths = [f"folder={folder}/{run}", f"score={folder}/score/bundle", f"autoencoder={folder}/autoencoder/bundle"]
-        paths += [f"observations={folder}/observations.zarr", f"archive={folder}/archive.zarr", f"members={MEMBERS}"]
-        paths += [f"period.first_day={DATES[0]}", "period.last_day=2003-12-01", "period.every_days=90"]
-        mode = ["verify"] if verify else []
-        return ["sample", *mode, "configs/sample/tiny.yaml", *paths, "sampler.steps=4", "verify.bootstrap=50", *words]
-
-    @property
-    def commands(self) -> list[list[str]]:
-        return [
-            *map(self.prep, ("archive", "shards", "observe")),
-            self.train("autoencoder", "shards", 100, "model.hidden=[8]", "model.latent_channels=4"),
-            self.prep("encode"),
-            self.train("score", "latents", 150, "model.hidden=[8,8]", "model.blocks=[1,1]"),
-            self.sample(),
-            self.sample("without=[olr]"),
-            self.sample(verify=True),
-        ]
-
-
-def start(command, **environment):
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = kept | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out
 
 
 def state(folder, clock=True):
@@ -99,15 +32,6 @@ def members(product):
     """The chunks of the drawn members."""
     chunks = [p for name in ("temperature", "precipitation", "olr") for p in product.glob(f"{name}/c/**/*")]
     return {str(path.relative_to(product)): path.read_bytes() for path in chunks if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory, planet):
-    """The whole chain, run once, each job a process."""
-    chain = Chain(tmp_path_factory.mktemp("chain"), planet)
-    for command in chain.commands:
-        finish(start(command))
-    return chain
 
 
 def test_the_scores_hold_every_system_score_and_level(chain):
