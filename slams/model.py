@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from slams.autoencoder import Autoencoder, PaperAutoencoder, ReconstructionTask
 from slams.contracts.bundle import Bundle
 from slams.denoise import NetworkDenoiser, Prediction, ScoreTask
-from slams.gaussian import CorrectedGaussian, ZonalGaussian
+from slams.gaussian import CorrectedGaussian, GaussianPrior
 from slams.sde import CosineSDE
 from slams.spec import Grid, StateSpec
 from slams.statistics import Statistics
@@ -34,7 +33,8 @@ class ModelConfig:
         reduction: grid cells a latent cell in each direction (autoencoder).
         prediction: what a score network predicts.
         eta: of the perturbation kernel.
-        modes: of each zonal wavenumber in the Gaussian prior that a flagship score network corrects.
+        patterns, modes: of the Gaussian prior that a flagship score network corrects: patterns of whole windows, and
+            modes of each zonal wavenumber in what they leave.
         background_error: assumed error of a background, the state of the day before the window, as a share of the
             climatological spread; 0 = the network takes none (flagship score network).
         background_dropped: share of the training windows that are given no background.
@@ -50,6 +50,7 @@ class ModelConfig:
     reduction: int = 1
     prediction: Prediction = "v"
     eta: float = 1e-3
+    patterns: int = 400
     modes: int = 256
     background_error: float = 0.0
     background_dropped: float = 0.5
@@ -67,8 +68,8 @@ class ModelConfig:
         if self.kind == "autoencoder" and len(self.hidden) != 1:
             raise ValueError(f"hidden: {self.hidden} is not allowed for an autoencoder; one number")
         CosineSDE(self.eta)
-        if self.modes < 1:
-            raise ValueError(f"modes: {self.modes} is not allowed; at least 1")
+        if self.modes < 1 or self.patterns < 1:
+            raise ValueError(f"patterns, modes: {self.patterns}, {self.modes} are not allowed; at least 1")
         if self.background_error < 0 or not 0 < self.background_dropped < 1:
             raise ValueError(
                 f"background_error, background_dropped: {self.background_error}, {self.background_dropped}; "
@@ -112,7 +113,7 @@ def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], stat
     static, window = static_fields(statistics, Grid(height, width)), config.frames * channels
     context = window + (channels + 1 if config.background_error else 0)
     network = UNet(window, config.hidden, config.blocks, "sphere", True, static, True, context)
-    prior = ZonalGaussian(config.frames, shape_CHW, config.modes, config.background_error)
+    prior = GaussianPrior(config.frames, shape_CHW, config.modes, config.patterns, config.background_error)
     return CorrectedGaussian(prior, _zero_start(network), CosineSDE(config.eta))
 
 
@@ -154,15 +155,9 @@ def build_task(
     if isinstance(network, PaperAutoencoder | Autoencoder):
         area = torch.tensor(spec.grid.area_weights, dtype=torch.float32)
         return ReconstructionTask(network, area, _channel_weights(config, spec)[: network.n_decoded])
-    errors = background_errors(network) if config.background_error else None
+    forecast = network.prior.forecast if isinstance(network, CorrectedGaussian) else None
+    errors = None if forecast is None else forecast.draw_error
     return ScoreTask(network, CosineSDE(config.eta), config.prediction, errors, config.background_dropped)
-
-
-def background_errors(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """White noise -> errors of a background: fields with the climatological covariance, scaled."""
-    prior = network.prior
-    assert isinstance(prior, ZonalGaussian)
-    return lambda noise_BZHW: prior.background_error * prior.draw(noise_BZHW)
 
 
 def _channel_weights(config: ModelConfig, spec: StateSpec) -> Tensor:

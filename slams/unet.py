@@ -2,8 +2,8 @@
 
 Published form (Qu et al. 2024): 3x3 convolutions padded circularly, three levels, blocks
 x + conv(SiLU(conv(x + Linear(embedding)))), stride-2 convolutions down, nearest-neighbour up, additive skips, no
-normalisation. The flagship form adds sphere-aware padding, group normalisation, static fields as input
-channels, and the calendar in the embedding.
+normalisation. The flagship form adds sphere-aware padding, group normalisation whose scale and shift come from the
+embedding, static fields as input channels, and the calendar in the embedding.
 """
 
 from __future__ import annotations
@@ -33,17 +33,32 @@ class TimeEmbedding(nn.Sequential):
 
 
 class Block(nn.Module):
-    """x + conv(SiLU(conv(norm(x + Linear(embedding)))))."""
+    """x + conv(SiLU(conv(x + Linear(embedding))))."""
 
-    def __init__(self, channels: int, padding: Padding, normalise: bool) -> None:
+    def __init__(self, channels: int, padding: Padding) -> None:
         super().__init__()
         self.project = nn.Linear(EMBEDDING, channels)
-        self.norm: nn.Module = group_norm(channels) if normalise else nn.Identity()
         self.first = Conv(channels, channels, 3, padding)
         self.second = Conv(channels, channels, 3, padding)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        inner = self.norm(x + self.project(embedding)[:, :, None, None])
+        inner = x + self.project(embedding)[:, :, None, None]
+        return x + self.second(nn.functional.silu(self.first(inner)))
+
+
+class ModulatedBlock(nn.Module):
+    """x + conv(SiLU(conv((1 + scale) norm(x) + shift))), scale and shift Linear(embedding) (Perez et al. 2018)."""
+
+    def __init__(self, channels: int, padding: Padding) -> None:
+        super().__init__()
+        self.project = nn.Linear(EMBEDDING, 2 * channels)
+        self.norm = group_norm(channels)
+        self.first = Conv(channels, channels, 3, padding)
+        self.second = Conv(channels, channels, 3, padding)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.project(embedding)[:, :, None, None].chunk(2, dim=1)
+        inner = (1 + scale) * self.norm(x) + shift
         return x + self.second(nn.functional.silu(self.first(inner)))
 
 
@@ -64,7 +79,7 @@ class UNet(nn.Module):
         hidden: channels at each level; H and W must divide by 2 a level.
         blocks: blocks at each level, on the way down and again on the way up.
         padding: edges of the convolutions.
-        normalise: group normalisation in the blocks.
+        normalise: group normalisation in the blocks, modulated by the embedding.
         static_SHW: fields given as extra input channels, or None.
         calendar: whether the day of year enters the embedding.
         context: channels of the context.
@@ -96,7 +111,8 @@ class UNet(nn.Module):
 
     @staticmethod
     def _level(channels: int, n_blocks: int, padding: Padding, normalise: bool) -> Level:
-        return Level(Block(channels, padding, normalise) for _ in range(n_blocks))
+        kind = ModulatedBlock if normalise else Block
+        return Level(kind(channels, padding) for _ in range(n_blocks))
 
     def forward(
         self, z_BLZHW: Tensor, t_B: Tensor, day_BL5: Tensor, context_BcHW: Tensor | None = None

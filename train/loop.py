@@ -25,18 +25,17 @@ from slams.contracts.bundle import open_bundle, write_bundle
 from slams.contracts.envelope import ContractError, is_finished, written_aside
 from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
-from slams.samplers import LARGEST_STATE
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.optim import Ema, build_optimizer, learning_rate
+from train.prior import fit_prior
 from train.telemetry import Meter, Telemetry
-from train.validation import Validation, evenly
+from train.validation import Validation
 
 DONE, FAILED, STOPPED_EARLY = 0, 1, 75  # EX_TEMPFAIL: the same command goes on
 NAMED_WINDOWS = 32
-FIT_WINDOWS, FIT_CHUNK = 8192, 64  # of the Gaussian prior: decades of days, and what is in memory at once
 log = logging.getLogger("slams.train")
 
 
@@ -133,10 +132,9 @@ class Run:
     def _fit_prior(self) -> None:
         """Fit the Gaussian prior that the network corrects, on one process, and give it to the others."""
         if self.world.rank == 0:
-            reader = Reader(self.manifest, self.config.model.frames, self.config.data.cache_frames, lead=1)
-            firsts = evenly(self.manifest.windows(TRAIN, 1 + self.config.model.frames), FIT_WINDOWS)
-            chunks = np.array_split(firsts, -(-len(firsts) // FIT_CHUNK))
-            self.engine.module.task.network.prior.fit(lambda: (_believable(reader, chunk) for chunk in chunks))
+            prior = self.engine.module.task.network.prior
+            fit_prior(prior.cpu(), self.config, self.manifest)
+            prior.to(self.world.device)
         self.engine.agree_on_buffers()
 
     def train(self, stop: StopRequest) -> int:
@@ -263,22 +261,6 @@ class Run:
         with self.engine.whole():
             network = self.engine.module.task.network
             return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
-
-
-def _believable(reader: Reader, firsts: np.ndarray) -> np.ndarray:
-    """Windows with what is missing at its mean, as the network sees it: one absurd value would spoil a covariance.
-
-    Raises:
-        ContractError: a value that no state has, naming its day.
-    """
-    x = np.nan_to_num(reader.windows(firsts), posinf=np.inf, neginf=-np.inf)
-    farthest_BL = np.abs(x).max(axis=(2, 3, 4))
-    if farthest_BL.max() > LARGEST_STATE:
-        window, frame = np.unravel_index(farthest_BL.argmax(), farthest_BL.shape)
-        day = reader.frames[firsts[window] + frame].time
-        far = f"{farthest_BL.max():.3g} standard deviations from the mean, {LARGEST_STATE:g} at most"
-        raise ContractError(f"{reader.manifest.folder}: {day} is {far}; mend the archive, or leave the day out")
-    return x
 
 
 def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
