@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 DATES = ("2003-01-10", "2003-04-10", "2003-07-09", "2003-10-07")
 MEMBERS = 3
-SCORE = ("model.hidden=[8,8]", "model.blocks=[1,1]")
+SCORE = ("model.hidden=[8,8]", "model.blocks=[1,1]", "model.patterns=20")
 
 
 class Chain:

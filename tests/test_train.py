@@ -21,7 +21,7 @@ from slams.config import load
 from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, written_aside
 from slams.contracts.shards import open_shards
-from slams.model import background_errors, open_autoencoder, open_score
+from slams.model import open_autoencoder, open_score
 from slams.spec import PRECIPITATION, Grid, Modality, StateSpec
 from slams.statistics import Statistics
 from train import loop
@@ -33,7 +33,7 @@ from train.optim import Ema, OptimConfig, learning_rate
 
 ROOT = Path(__file__).parents[1]
 SPEC = StateSpec(Grid(8, 16), (Modality("temperature", "state", "K", "air_temperature", (500, 850)), PRECIPITATION))
-PRIOR = {"modes": 2, "background_error": 0.3}  # few modes for few days
+PRIOR = {"modes": 2, "patterns": 2, "background_error": 0.3}  # few for few days
 TIMINGS = ("samples_per_s", "data_wait")
 
 
@@ -209,8 +209,8 @@ def test_the_first_loss_is_that_of_the_prior_alone(tmp_path, shards, error):
     for i, (a, s) in enumerate(zip(alpha, sigma, strict=True)):
         own, noise = z[i : i + 1], drawn["noise"][i : i + 1]
         told = lead and drawn["chance"][i] >= model.background_dropped
-        z_b = own[:, 0] + background_errors(denoiser.network)(noise[:, 0]) if told else None
-        d = prior(a * own[:, lead:] + s * noise[:, lead:], a.reshape(1, 1), s.reshape(1, 1), z_b)
+        z_b = own[:, 0] + prior.forecast.draw_error(noise[:, 0]) if told else None
+        d = prior(a * own[:, lead:] + s * noise[:, lead:], a.reshape(1), s.reshape(1), z_b)
         squares.append(((a**2 + s**2) / s * (own[:, lead:] - d)) ** 2)
     loss = torch.stack(squares).mean().item()
     assert lines(tmp_path)[0]["loss"] == pytest.approx(loss, rel=1e-4) and loss < 0.8
@@ -326,6 +326,7 @@ def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
         ("engine.zero_stage=4", "zero_stage: 4 is not allowed; 0, 1, 2 or 3"),
         ("data.batch=100", "data.batch: 100 is larger than the 37 windows"),
         ("engine.accumulation=4", "data.batch: 6 does not divide over 1 processes x 4 micro-batches"),
+        ("model.patterns=19", "model.patterns: 19 is more than half of the 37 windows of the train split"),
         ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
     ],
 )
