@@ -1,4 +1,4 @@
-"""A Gaussian prior of windows of latents, fitted in a minute, that a score network starts from and corrects.
+"""A Gaussian prior of windows of latents, fitted in minutes, that a score network starts from and corrects.
 
 Two parts, independent of each other by construction:
 
@@ -118,7 +118,8 @@ class ZonalModes(nn.Module):
         """Covariance of each mode over the frames, (m, r, L, L), Hermitian."""
         total, count = np.zeros(()), 0
         for wave in self._complex_waves(windows):
-            mode = np.einsum("mbld,mdr->mrlb", wave, vectors.conj(), optimize=True)
+            mode = (wave.reshape(len(wave), -1, wave.shape[-1]) @ vectors.conj()).reshape(*wave.shape[:3], -1)
+            mode = mode.transpose(0, 3, 2, 1)  # (m, r, L, B)
             total = total + mode @ mode.conj().swapaxes(-1, -2)
             count += mode.shape[-1]
         return np.asarray(total / count)
@@ -224,11 +225,13 @@ class Patterns(nn.Module):
 
     @torch.no_grad()
     def fit(self, windows_BLZHW: np.ndarray) -> None:
-        """The eigenvectors of the windows' covariance, by that of the windows with each other."""
+        """The leading eigenvectors of the covariance; of few windows, by that of the windows with each other."""
         flat, count = torch.from_numpy(windows_BLZHW).flatten(1), len(self.get_buffer("variance"))
-        power, mixture = torch.linalg.eigh((flat @ flat.mT).double())
-        power, mixture = power[-count:].clamp_min(SMALLEST_VARIANCE), mixture[:, -count:]
-        self.get_buffer("patterns").copy_((mixture / power.sqrt()).float().mT @ flat)
+        few = len(flat) < flat.shape[1]
+        power, vectors = torch.linalg.eigh((flat @ flat.mT if few else flat.mT @ flat).double())
+        power, vectors = power[-count:].clamp_min(SMALLEST_VARIANCE), vectors[:, -count:]
+        patterns = (vectors / power.sqrt()).float().mT @ flat if few else vectors.float().mT
+        self.get_buffer("patterns").copy_(patterns)
         self.get_buffer("variance").copy_(power.float() / len(flat))
 
 
