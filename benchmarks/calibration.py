@@ -62,7 +62,8 @@ def enoi(twin: Twin, name: str) -> Members:
     if not path.is_file():
         inside = twin.archive.time[twin.archive.days("validation")][HALF_WINDOW:-HALF_WINDOW]
         dates = inside[np.linspace(0, len(inside) - 1, TUNING_DATES).round().astype(int)]
-        chosen, _ = tune(twin.archive, twin.climatology, dates, lambda day: observe(day, "validation"), CHOICES, members)
+        validation = lambda day: observe(day, "validation")  # noqa: E731 - the split is all that differs
+        chosen, _ = tune(twin.archive, twin.climatology, dates, validation, CHOICES, members)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(chosen)))
     choice = Choice(**json.loads(path.read_text()))
