@@ -53,7 +53,8 @@ def windowed(
 
     def whole(z_t: Tensor, t: Tensor) -> Tensor:
         windows = unfold(z_t, length)
-        flat, number = windows.flatten(0, 1), torch.arange(windows.shape[1]).repeat(len(windows))
+        flat = windows.flatten(0, 1)
+        number = torch.arange(windows.shape[1], device=z_t.device).repeat(len(windows))
 
         def part(z: Tensor, number: Tensor) -> Tensor:
             return denoise(z, t, day_N5[number], *_background(z_b, number))
