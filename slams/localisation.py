@@ -8,9 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import eval_legendre, sph_harm_y
+
+from slams.spec import Grid
 
 EARTH_RADIUS_KM = 6371.0
 WIDEST_KM = np.pi / 2 * EARTH_RADIUS_KM
+KEPT_OF_LOCALISATION = 0.97  # of the variance of a taper written as a sum of functions
+MOST_DEGREES = 100
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,39 @@ def gaspari_cohn(ratio: np.ndarray) -> np.ndarray:
     near = 1 + r**2 * (-5 / 3 + r * (5 / 8 + r * (1 / 2 - r / 4)))
     far = 4 - 2 / (3 * np.maximum(r, 1)) + r * (-5 + r * (5 / 3 + r * (5 / 8 + r * (-1 / 2 + r / 12))))
     return np.where(r <= 1, near, np.maximum(far, 0))
+
+
+def taper_functions(grid: Grid, half_width_km: float) -> np.ndarray:
+    """Functions r_j of the cells whose sum_j r_j(a) r_j(b) is near `Localisation` and exactly 1 where a is b, (J, H W).
+
+    A correlation that depends on distance alone is a series of spherical harmonics (Schoenberg 1942); it is cut where
+    `KEPT_OF_LOCALISATION` of the variance is in it.
+
+    Arguments:
+        half_width_km: as of `Localisation`; infinite gives the constant function alone.
+    """
+    if np.isinf(half_width_km):
+        return np.ones((1, grid.n_latitude * grid.n_longitude))
+    share = _power_by_degree(half_width_km)
+    degrees = int(np.searchsorted(np.cumsum(share), KEPT_OF_LOCALISATION)) + 1
+    share = share[:degrees] / share[:degrees].sum()
+    colatitude, longitude = np.meshgrid(np.deg2rad(90 - grid.latitude), np.deg2rad(grid.longitude), indexing="ij")
+    found = []
+    for degree in range(degrees):
+        for order in range(-degree, degree + 1):
+            y = sph_harm_y(degree, abs(order), colatitude.ravel(), longitude.ravel())
+            real = y.real if order == 0 else 2**0.5 * (y.real if order > 0 else y.imag)
+            found.append(real * np.sqrt(share[degree] * 4 * np.pi / (2 * degree + 1)))
+    return np.stack(found)
+
+
+def _power_by_degree(half_width_km: float) -> np.ndarray:
+    """Share of the taper's variance in the spherical harmonics of each degree, by Gauss-Legendre quadrature."""
+    cosine, weight = np.polynomial.legendre.leggauss(400)
+    taper = gaspari_cohn(EARTH_RADIUS_KM * np.arccos(cosine) / half_width_km)
+    degree = np.arange(MOST_DEGREES)
+    legendre = np.stack([eval_legendre(each, cosine) for each in degree])
+    return np.maximum((2 * degree + 1) / 2 * (legendre @ (weight * taper)), 0)
 
 
 def distance_km(a_P3: np.ndarray, b_Q3: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from slams.autoencoder import Autoencoder, PaperAutoencoder, ReconstructionTask
 from slams.contracts.bundle import Bundle
 from slams.denoise import NetworkDenoiser, Prediction, ScoreTask
 from slams.gaussian import CorrectedGaussian, GaussianPrior
+from slams.localisation import Localisation
 from slams.sde import CosineSDE
 from slams.spec import Grid, StateSpec
 from slams.statistics import Statistics
@@ -35,6 +36,7 @@ class ModelConfig:
         eta: of the perturbation kernel.
         patterns, modes: of the Gaussian prior that a flagship score network corrects: patterns of whole windows, and
             modes of each zonal wavenumber in what they leave.
+        localisation_km: half-width beyond which the patterns' covariance is not believed; infinite = all of it is.
         background_error: assumed error of a background, the state of the day before the window, as a share of the
             climatological spread; 0 = the network takes none (flagship score network).
         background_dropped: share of the training windows that are given no background.
@@ -52,6 +54,7 @@ class ModelConfig:
     eta: float = 1e-3
     patterns: int = 400
     modes: int = 256
+    localisation_km: float = 9000.0
     background_error: float = 0.0
     background_dropped: float = 0.5
     modality_weights: list[float] = field(default_factory=list)
@@ -70,6 +73,7 @@ class ModelConfig:
         CosineSDE(self.eta)
         if self.modes < 1 or self.patterns < 1:
             raise ValueError(f"patterns, modes: {self.patterns}, {self.modes} are not allowed; at least 1")
+        Localisation(self.localisation_km)
         if self.background_error < 0 or not 0 < self.background_dropped < 1:
             raise ValueError(
                 f"background_error, background_dropped: {self.background_error}, {self.background_dropped}; "
@@ -113,7 +117,9 @@ def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], stat
     static, window = static_fields(statistics, Grid(height, width)), config.frames * channels
     context = window + (channels + 1 if config.background_error else 0)
     network = UNet(window, config.hidden, config.blocks, "sphere", True, static, True, context)
-    prior = GaussianPrior(config.frames, shape_CHW, config.modes, config.patterns, config.background_error)
+    prior = GaussianPrior(
+        config.frames, shape_CHW, config.modes, config.patterns, config.localisation_km, config.background_error
+    )
     return CorrectedGaussian(prior, _zero_start(network), CosineSDE(config.eta))
 
 

@@ -22,8 +22,9 @@ from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, written_aside
 from slams.contracts.shards import open_shards
 from slams.model import open_autoencoder, open_score
+from slams.patterns import season_of
 from slams.spec import PRECIPITATION, Grid, Modality, StateSpec
-from slams.statistics import Statistics
+from slams.statistics import Statistics, day_features
 from train import loop
 from train.__main__ import run
 from train.config import TrainConfig
@@ -202,7 +203,8 @@ def test_the_first_loss_is_that_of_the_prior_alone(tmp_path, shards, error):
     prior, manifest = denoiser.network.prior, open_shards(shards)
     order = {"seed": 0, "batch": 6, "rank": 0, "size": 1, "accumulation": 1, "start": 0, "stop": 1}
     (portion,) = plan(manifest.windows("train", 3 + lead), **order)
-    z = torch.from_numpy(np.nan_to_num(Reader(manifest, 3, 99, lead).windows(portion.windows)))
+    reader = Reader(manifest, 3, 99, lead)
+    z = torch.from_numpy(np.nan_to_num(reader.windows(portion.windows)))
     drawn = {name: torch.from_numpy(part) for name, part in training_noise(0, 6)(portion, z.shape[1:]).items()}
     alpha, sigma = denoiser.sde.alpha(drawn["t"]), denoiser.sde.sigma(drawn["t"])
     squares = []
@@ -210,7 +212,8 @@ def test_the_first_loss_is_that_of_the_prior_alone(tmp_path, shards, error):
         own, noise = z[i : i + 1], drawn["noise"][i : i + 1]
         told = lead and drawn["chance"][i] >= model.background_dropped
         z_b = own[:, 0] + prior.forecast.draw_error(noise[:, 0]) if told else None
-        d = prior(a * own[:, lead:] + s * noise[:, lead:], a.reshape(1), s.reshape(1), z_b)
+        day = torch.from_numpy(day_features(reader.days(portion.windows[i])))[None]
+        d = prior(a * own[:, lead:] + s * noise[:, lead:], a.reshape(1), s.reshape(1), season_of(day), z_b)
         squares.append(((a**2 + s**2) / s * (own[:, lead:] - d)) ** 2)
     loss = torch.stack(squares).mean().item()
     assert lines(tmp_path)[0]["loss"] == pytest.approx(loss, rel=1e-4) and loss < 0.8

@@ -10,6 +10,7 @@ from slams.contracts.envelope import ContractError
 from slams.contracts.shards import Manifest
 from slams.gaussian import GaussianPrior
 from slams.samplers import LARGEST_STATE
+from slams.statistics import DAYS_PER_YEAR
 from train.config import TrainConfig
 from train.data import TRAIN, Reader
 from train.validation import evenly
@@ -31,7 +32,13 @@ def fit_prior(prior: GaussianPrior, config: TrainConfig, manifest: Manifest) -> 
             f"model.patterns: {config.model.patterns} is more than half of the {len(firsts)} windows of the train split"
         )
     noise = np.stack([rng.normal(config.seed, "background", w, shape=manifest.shape) for w in firsts])
-    prior.fit(_believable(reader, firsts), noise)
+    prior.fit(_believable(reader, firsts), _share_of_year(reader, firsts), noise)
+
+
+def _share_of_year(reader: Reader, firsts: np.ndarray) -> np.ndarray:
+    """When in the year the middle of each window is, 0 to 1."""
+    middle = np.array([reader.days(first)[reader.length // 2] for first in firsts], "datetime64[D]")
+    return (middle - middle.astype("datetime64[Y]")).astype(float) / DAYS_PER_YEAR
 
 
 def _believable(reader: Reader, firsts: np.ndarray) -> np.ndarray:

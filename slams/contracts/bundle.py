@@ -1,8 +1,9 @@
 """Bundle: a trained network with all that its use needs, and no code and no pickle.
 
-``weights.safetensors`` holds the averaged (``ema.``) and the last (``raw.``) weights, ``statistics.safetensors``
-the standardisation, ``model.json`` the configuration, the specification, checksums and provenance. A score
-network's bundle also names the autoencoder whose latents it learned, and their standardisation.
+``weights.safetensors`` holds the averaged (``ema.``) and the last (``raw.``) weights, what is equal in both once
+(``both.``); ``statistics.safetensors`` the standardisation, ``model.json`` the configuration, the specification,
+checksums and provenance. A score network's bundle also names the autoencoder whose latents it learned, and their
+standardisation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from slams.contracts.envelope import ContractError, check_header, header, read_j
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
-FORMAT, VERSION = "slams-bundle", 1
+FORMAT, VERSION = "slams-bundle", 2
+BOTH = "both"
 Weights = dict[str, np.ndarray]
 
 
@@ -53,8 +55,8 @@ class Bundle:
             raise ContractError(f"{path}: no such file; the weights are missing")
         if sha256(path) != self.checksum:
             raise ContractError(f"{path}: the checksum does not match; the file was changed or damaged")
-        prefix = which + "."
-        return {k.removeprefix(prefix): v for k, v in load_file(path).items() if k.startswith(prefix)}
+        arrays = ((k.split(".", 1), v) for k, v in load_file(path).items())
+        return {name: value for (kind, name), value in arrays if kind in (which, BOTH)}
 
 
 def write_bundle(
@@ -67,8 +69,7 @@ def write_bundle(
         document: ``config``, ``model`` (the ModelConfig), ``input``, ``report``, and for a score network
             ``autoencoder`` (its checksum) and ``latent`` (mean and std a channel).
     """
-    flat = {f"{which}.{k}": np.ascontiguousarray(v) for which, part in weights.items() for k, v in part.items()}
-    save_file(flat, folder / "weights.safetensors")
+    save_file(_once(weights), folder / "weights.safetensors")
     statistics.save(folder / "statistics.safetensors")
     config = document.pop("config")
     checksums = {
@@ -77,6 +78,20 @@ def write_bundle(
     }
     value = header(FORMAT, VERSION, config) | document | {"spec": spec.to_json()} | checksums
     write_json(folder / "model.json", value)
+
+
+def _once(weights: dict[str, Weights]) -> Weights:
+    """Each array under its kind, or, where all kinds have the same one (what is fitted, not trained), once."""
+    flat = {}
+    for which, part in weights.items():
+        for name, value in part.items():
+            common = all(name in other and _same(value, other[name]) for other in weights.values())
+            flat[f"{BOTH if common else which}.{name}"] = np.ascontiguousarray(value)
+    return flat
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b)
 
 
 def open_bundle(folder: str | Path) -> Bundle:
