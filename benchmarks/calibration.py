@@ -17,6 +17,7 @@ import os
 import sys
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,30 +47,47 @@ SYSTEMS: dict[str, dict[str, ObservedConfig]] = {
 }
 CHOICES = [Choice(km, float("inf"), a, season_days=60) for km in (3000, 6000, 10_000) for a in (0.7, 1.0)]
 TUNING_DATES = 6
+INFLATIONS = (2.0, 4.0, 8.0)
 MOST_OBSERVATIONS = 6000  # more are averaged for EnOI: 14,400 would take 40 s a solution
 RELIABLE = (0.8, 1.25)
+
+
+def analysis(twin: Twin, name: str, inflation: dict[str, float]) -> Members:
+    return twin.analysis(SYSTEMS[name], twin.config.sampler, twin.config.guidance, error_inflation=inflation)
+
+
+def error_inflation(twin: Twin, name: str) -> dict[str, float]:
+    """Factor on the errors of what is observed beside temperature: the best of a few on validation dates."""
+    others, path = [m for m in SYSTEMS[name] if m != twin.state.name], twin.folder / f"inflation-{name}.json"
+    if not others:
+        return {}
+    if not path.is_file():
+        of = twin.on_validation(TUNING_DATES)
+        tried = [dict.fromkeys(others, factor) for factor in INFLATIONS]
+        crps = [of.measured(analysis(of, name, each)).mean("crps") for each in tried]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(tried[int(np.argmin(crps))]))
+    return dict(json.loads(path.read_text()))
 
 
 def enoi(twin: Twin, name: str) -> Members:
     """EnOI with the choice that errs least on validation dates."""
     how, path, members = SYSTEMS[name], twin.folder / f"enoi-choice-{name}.json", twin.config.members
 
-    def observe(day: np.datetime64, split: str) -> Listed:
+    def observe(of: Twin, day: np.datetime64) -> Listed:
         days = np.arange(-HALF_WINDOW, HALF_WINDOW + 1)
-        listed = from_observations(twin.observed(how, day, split), twin.archive.spec, days)
+        listed = from_observations(of.observed(how, day), twin.archive.spec, days)
         return superobservations(listed, MOST_OBSERVATIONS)
 
     if not path.is_file():
-        inside = twin.archive.time[twin.archive.days("validation")][HALF_WINDOW:-HALF_WINDOW]
-        dates = inside[np.linspace(0, len(inside) - 1, TUNING_DATES).round().astype(int)]
-        validation = lambda day: observe(day, "validation")  # noqa: E731 - the split is all that differs
-        chosen, _ = tune(twin.archive, twin.climatology, dates, validation, CHOICES, members)
+        other = twin.on_validation(TUNING_DATES)
+        chosen, _ = tune(twin.archive, twin.climatology, other.dates, partial(observe, other), CHOICES, members)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(chosen)))
     choice = Choice(**json.loads(path.read_text()))
 
     def draw(day: np.datetime64) -> np.ndarray:
-        return enoi_analysis(twin.archive, twin.climatology, day, observe(day, "test"), choice, 0, members)[1]
+        return enoi_analysis(twin.archive, twin.climatology, day, observe(twin, day), choice, 0, members)[1]
 
     return draw
 
@@ -105,8 +123,8 @@ def reconstructed(twin: Twin) -> Members:
 
 def compare(twin: Twin, name: str) -> dict[str, Score]:
     """Every system on one observing system."""
-    config = twin.config
-    found = {"analysis": twin.score(f"analysis-{name}", twin.analysis(SYSTEMS[name], config.sampler, config.guidance))}
+    inflation = error_inflation(twin, name)
+    found = {"analysis": twin.score(f"analysis-{name}", analysis(twin, name, inflation), error_inflation=inflation)}
     found["EnOI"] = twin.score(f"enoi-{name}", enoi(twin, name))
     found["anomalies"] = twin.score(f"anomalies-{name}", interpolated(twin, name))
     return found

@@ -73,17 +73,23 @@ class Twin:
         self.config, self.folder = load(SampleConfig, config, list(overrides)), Path(folder)
         self.archive = open_archive(self.config.archive)
         self.climatology = self.archive.statistics()
-        self.dates = np.concatenate(segments(self.config.period))
+        self.dates, self.split = np.concatenate(segments(self.config.period)), "test"
         self.state = next(m for m in self.archive.spec.modalities if m.role == "state")
 
     @cached_property
     def assimilator(self) -> Assimilator:
         return Assimilator(self.config)
 
-    def observed(self, how: dict[str, ObservedConfig], day: np.datetime64, split: str = "test") -> list[Observed]:
+    def on_validation(self, count: int) -> Twin:
+        """The same on dates of the validation years, for tuning."""
+        other, days = copy.copy(self), self.archive.time[self.archive.days("validation")][HALF_WINDOW:-HALF_WINDOW]
+        other.dates, other.split = days[np.linspace(0, len(days) - 1, count).round().astype(int)], "validation"
+        return other
+
+    def observed(self, how: dict[str, ObservedConfig], day: np.datetime64) -> list[Observed]:
         """Simulated observations of the window around a day."""
         numbers = {m.name: i for i, m in enumerate(self.archive.spec.modalities)}
-        first = int(self.archive.days(split)[0])
+        first = int(self.archive.days(self.split)[0])
         block = self.archive.index_of(self.window(day))
         found = []
         for name, each in how.items():
@@ -118,7 +124,7 @@ class Twin:
         path = self.folder / f"{name}.json"
         if path.is_file():
             return Score(**json.loads(path.read_text()))
-        found = self._score(draw)
+        found = self.measured(draw)
         found.more = more
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found.__dict__))
@@ -129,7 +135,8 @@ class Twin:
         )
         return found
 
-    def _score(self, draw: Members) -> Score:
+    def measured(self, draw: Members) -> Score:
+        """The score of a system, kept nowhere."""
         part, weights = self.archive.spec.channels(self.state.name), self.archive.spec.grid.area_weights
         n = self.state.n_channels
         rmse, crps, spread = EnsembleRMSE(n, weights), FairCRPS(n, weights), SpreadSkill(n, weights)

@@ -81,11 +81,13 @@ def _first_guess(config: SampleConfig, models: Assimilator) -> FirstGuess | None
 
 def _observed_names(config: SampleConfig, models: Run) -> list[str]:
     observations, spec = models.observations, models.spec
-    for name in config.without:
+    for name in (*config.without, *config.error_inflation):
         spec.modality(name)
     if observations.space == "latent":
         if config.without:
             raise ValueError(f"without: {config.without} cannot be withheld from observations of latents; []")
+        if config.error_inflation:
+            raise ValueError(f"error_inflation: {config.error_inflation} is not for observations of latents; {{}}")
         learned = models.score.document
         observations.check_latents(learned.get("autoencoder", ""), learned.get("latent", {}))
         return list(observations.names)

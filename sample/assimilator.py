@@ -113,7 +113,8 @@ class Assimilator:
         if seen[0].name == "latent":
             return latent_likelihood(seen[0], self.device)
         decode = decoder.within if self.network is not None else lambda z, needed: z
-        return physical_likelihood(seen, self.spec, decode, physical, self.unresolved_C.to(self.device))
+        unresolved_C = self.unresolved_C.to(self.device)
+        return physical_likelihood(seen, self.spec, decode, physical, unresolved_C, self.config.error_inflation)
 
     def _admissible(self, x_MLCHW: np.ndarray) -> np.ndarray:
         """Rain not below none, which a linear decoder may give, and nothing where a channel is never observed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -72,6 +73,8 @@ class SampleConfig:
         seed: of the ensemble.
         without: modalities withheld from the assimilation; the product is then ``analysis-without-NAME.zarr`` and
             stands in the verification beside the full one.
+        error_inflation: factor on the error of each modality's observations, by name; 1 unless told. Full-resolution
+            radiation and rain need about 6: their neighbours' errors are not independent.
         members_per_unit: members of a unit of work.
         memory_gib: what the networks may hold at once while members are drawn.
         background: archive or earlier analysis that holds the state of the day before each segment with its halo, for
@@ -88,6 +91,7 @@ class SampleConfig:
     members: int = 8
     seed: int = 0
     without: list[str] = field(default_factory=list)
+    error_inflation: dict[str, float] = field(default_factory=dict)
     members_per_unit: int = 8
     memory_gib: float = 4.0
     background: str = ""
@@ -102,6 +106,9 @@ class SampleConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
         if self.memory_gib <= 0:
             raise ValueError(f"memory_gib: {self.memory_gib} is not allowed; more than 0")
+        for name, factor in self.error_inflation.items():
+            if not 0 < factor < math.inf:
+                raise ValueError(f"error_inflation.{name}: {factor} is not allowed; a number above 0")
         if len(set(self.without)) != len(self.without):
             raise ValueError(f"without: {self.without} names a modality twice")
 

@@ -131,7 +131,7 @@ class GaussianPrior(nn.Module):
             noise_BZHW: white noise, of which errors of backgrounds are made.
         """
         windows, middle = windows_BLZHW[:, 1:], len(windows_BLZHW) // 2
-        halves = tuple(copy.deepcopy(self.patterns).fit(half) for half in (windows[:middle], windows[middle:]))
+        halves = self._patterns_of(windows[:middle]), self._patterns_of(windows[middle:])
         self.patterns.fit(windows)
         self.climatological.fit(self.patterns, halves, windows, year_B)
         if self.forecast is None or self.departure is None or noise_BZHW is None:
@@ -144,6 +144,10 @@ class GaussianPrior(nn.Module):
             z_b = before + self.forecast.draw_error(noise)
             departures[some] = windows[some] - self.forecast(z_b).numpy()
         self.departure.fit(self.patterns, halves, departures, year_B)
+
+    def _patterns_of(self, windows_BLZHW: np.ndarray) -> Patterns:
+        """Others of the same kind; this prior's own stay as they are."""
+        return copy.deepcopy(self.patterns).fit(windows_BLZHW)
 
 
 class CorrectedGaussian(nn.Module):

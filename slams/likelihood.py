@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ def physical_likelihood(
     decode: Callable[[Tensor, np.ndarray], Tensor],
     physical: Physical,
     representation_std_C: Tensor,
+    inflation: Mapping[str, float] | None = None,
 ) -> Likelihood:
     """y_m = H_m(x_m) + noise for each modality, with its own operator, error and mask.
 
@@ -91,6 +92,8 @@ def physical_likelihood(
         physical: to the observations' units.
         representation_std_C: what the decoder cannot represent of each channel, in the observations' units. It is
             added to the observation error whole, with no credit for the averaging of a block.
+        inflation: factor on the error of a modality, 1 unless told: errors of neighbouring dense observations are not
+            independent, as the likelihood takes them to be, and count too much together.
 
     Raises:
         ValueError: nothing was observed, naming the modalities.
@@ -100,7 +103,10 @@ def physical_likelihood(
     if not len(frames):
         names = ", ".join(dict.fromkeys(seen.name for seen in observed))
         raise ValueError(f"observations: every value of {names} is masked; at least one is needed")
-    parts = [_part(seen, spec, physical, representation_std_C, frames) for seen in observed]
+    parts = [
+        _part(seen, spec, physical, representation_std_C, frames, (inflation or {}).get(seen.name, 1.0))
+        for seen in observed
+    ]
     some, needed = torch.from_numpy(frames), needed[frames]
     physical_some = physical.at(some)
 
@@ -113,7 +119,12 @@ def physical_likelihood(
 
 
 def _part(
-    seen: Gridded | Stations, spec: StateSpec, physical: Physical, unresolved_C: Tensor, frames: np.ndarray
+    seen: Gridded | Stations,
+    spec: StateSpec,
+    physical: Physical,
+    unresolved_C: Tensor,
+    frames: np.ndarray,
+    inflation: float,
 ) -> _Part:
     channels = spec.channels(seen.name)
     prior, unresolved = physical.std[channels, 0, 0], unresolved_C[channels]
@@ -121,6 +132,7 @@ def _part(
         part = _at_stations(seen, spec, prior, unresolved, frames)
     else:
         part = _on_grid(seen, spec, prior, unresolved, frames)
+    part = replace(part, std=part.std * inflation)
     return part.in_logarithms() if physical.log1p[channels].any() else part
 
 

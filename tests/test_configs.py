@@ -61,7 +61,7 @@ def test_a_yaml_is_one_whole_run(name):
     assert text.startswith("# ") and text.count("\n") <= YAML_LINES
     config = load(SCHEMAS[name.split("/")[0]], YAMLS[name])
     for value in objects(config):
-        plain = type(value) in (str, int, float, bool, list, type(None))
+        plain = type(value) in (str, int, float, bool, list, dict, type(None))
         assert plain or (dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen), value
 
 

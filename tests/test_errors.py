@@ -418,6 +418,8 @@ def test_a_file_that_is_not_there_not_whole_or_not_of_this_make(folder, refused,
     ("word", "named"),
     [
         ("without=[wind]", "modality: 'wind' is not one of temperature, precipitation, olr"),
+        ("error_inflation={wind: 2}", "modality: 'wind' is not one of temperature, precipitation, olr"),
+        ("error_inflation={olr: 0}", "error_inflation.olr: 0.0 is not allowed; a number above 0"),
         ("without=[temperature,precipitation,olr]", "leaves no modality to assimilate"),
         ("autoencoder=''", "score: learned latents; `autoencoder` must name the bundle that made them"),
     ],

@@ -176,6 +176,16 @@ def test_likelihood_stacks_what_was_observed_of_each_modality():
     assert seen.scale_N[:n_temperature].reshape(3, 2, 1, 2)[:, 1].numpy() == pytest.approx(5.0, rel=1e-4)
 
 
+def test_inflation_is_of_one_modality_alone():
+    plain = likelihood()
+    more = physical_likelihood(
+        gridded(), SPEC, lambda z, needed: z, Physical(statistics(), TIME), UNRESOLVED, {"precipitation": 3.0}
+    )
+    is_rain = torch.arange(len(plain.std_N)) >= 3 * 2 * 1 * 2
+    torch.testing.assert_close(more.std_N, torch.where(is_rain, 3 * plain.std_N, plain.std_N))
+    assert torch.equal(more.y_N, plain.y_N)
+
+
 RAIN = stations("precipitation", value=np.array([1.0, 0.0, np.nan], np.float32))
 SEEN = {
     "grid": gridded(),
