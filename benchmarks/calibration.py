@@ -45,8 +45,8 @@ SYSTEMS: dict[str, dict[str, ObservedConfig]] = {
     "coarse-16-and-all": {"temperature": ObservedConfig("block_mean", 16), **FULL},
     "coarse-16-and-olr": {"temperature": ObservedConfig("block_mean", 16), "olr": FULL["olr"]},
 }
-CHOICES = [Choice(km, float("inf"), a, season_days=60) for km in (3000, 6000, 10_000) for a in (0.7, 1.0)]
-TUNING_DATES = 6
+CHOICES = [Choice(km, float("inf"), a, season_days=60) for km in (6000, 10_000) for a in (0.7, 1.0)]
+TUNING_DATES = 4
 INFLATIONS = (2.0, 4.0, 8.0)
 MOST_OBSERVATIONS = 6000  # more are averaged for EnOI: 14,400 would take 40 s a solution
 RELIABLE = (0.8, 1.25)

@@ -58,7 +58,7 @@ def median_step(step):
 
 def main():
     path = sys.argv[1] if len(sys.argv) > 1 else "configs/train/tiny_score.yaml"
-    config = replace(load(TrainConfig, path), folder=tempfile.mkdtemp(), wandb="disabled", steps=10**6)
+    config = replace(load(TrainConfig, path), folder=tempfile.mkdtemp(), wandb="disabled", samples=10**9)
     manifest = open_shards(config.shards)
     with opened_world(config.engine) as world:
         run = Run(config, manifest, world)

@@ -91,7 +91,8 @@ class ScoreTask(nn.Module):
         alpha, sigma = _like(self.sde.alpha(t), z), _like(self.sde.sigma(t), z)
         target = noise if self.prediction == "eps" else alpha * noise - sigma * z
         out = self.network(alpha * z + sigma * noise, t, batch["day"], *given).float()
-        return {"loss": ((out - target) ** 2).mean()}
+        each = ((out - target) ** 2).flatten(1).mean(dim=1)
+        return {"loss": each.mean(), "each": each.detach()}
 
 
 class GaussianDenoiser:

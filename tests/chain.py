@@ -33,8 +33,9 @@ class Chain:
 
     def train(self, kind: str, shards: str, steps: int, *words: str, name: str = "") -> list[str]:
         folder = self.folder / (name or kind)
-        words += (f"folder={folder}", f"shards={self.folder}/{shards}", f"bundle={folder}/bundle", f"steps={steps}")
-        words += ("data.batch=16", "optim.warmup_steps=5", "optim.ema_half_life_samples=200", "engine.torch_threads=1")
+        words += (f"folder={folder}", f"shards={self.folder}/{shards}", f"bundle={folder}/bundle", "data.batch=16")
+        words += (f"samples={16 * steps}", "optim.warmup_samples=80", "optim.ema_half_life_samples=200")
+        words += ("engine.torch_threads=1",)
         return ["train", f"configs/train/tiny_{kind}.yaml", *words, "wandb=disabled", "engine.precision=fp32"]
 
     def sample(self, *words: str, run: str = "run", verify: bool = False) -> list[str]:

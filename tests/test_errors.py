@@ -52,9 +52,9 @@ def write_sample(folder):
 
 
 def write_train(folder):
-    config = {"folder": f"{folder}/training", "shards": f"{folder}/shards", "bundle": f"{folder}/trained", "steps": 2}
+    config = {"folder": f"{folder}/training", "shards": f"{folder}/shards", "bundle": f"{folder}/trained"}
     config |= {"model": {"kind": "autoencoder", "hidden": [4], "blocks": [1]}, "data": {"batch": 8}}
-    config["wandb"] = "disabled"
+    config |= {"samples": 16, "wandb": "disabled"}
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -232,7 +232,7 @@ def test_a_raw_file_that_is_text(raw, refused):
         (prepare, ["observe", "prep.yaml"], "observe.olr.noise=.nan", "noise: nan is not allowed"),
         (prepare, ["observe", "prep.yaml"], "observe.olr.masks=[sea]", "masks: 'sea' is not allowed; land, ocean"),
         (learn, ["train.yaml"], "model.depth=8", "model.depth"),
-        (learn, ["train.yaml"], "steps=0", "steps: 0 is not allowed"),
+        (learn, ["train.yaml"], "samples=0", "samples: 0 is not allowed"),
         (assimilate, ["sample.yaml"], "member=8", "member"),
         (assimilate, ["sample.yaml"], "period.last_day=tomorrow", "last_day: 'tomorrow' is not a date"),
         (assimilate, ["verify", "sample.yaml"], "verify.bootstrap=0", "bootstrap: 0 is not allowed"),

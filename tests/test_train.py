@@ -65,7 +65,7 @@ def write_tiny_shards(folder, spoiled_day=None):
 
 
 def write_config(folder, shards, **changes):
-    """A YAML of a short score-network run, and its path."""
+    """A YAML of a short score-network run, and its path; lengths in steps of a batch of six."""
     config = {
         "folder": str(folder / "run"),
         "shards": str(shards),
@@ -74,7 +74,7 @@ def write_config(folder, shards, **changes):
         "model": {"kind": "score", "frames": 3, "hidden": [8, 8], "blocks": [1, 1]} | PRIOR,
         "data": {"batch": 6},
         "engine": {"precision": "fp32", "torch_threads": 1},
-        "optim": {"learning_rate": 1e-3, "warmup_steps": 3, "ema_half_life_samples": 40},
+        "optim": {"learning_rate": 1e-3, "warmup_samples": 18, "ema_half_life_samples": 40},
         "log_every": 2,
         "validate_every": 12,
         "checkpoint_every": 5,
@@ -82,7 +82,11 @@ def write_config(folder, shards, **changes):
     }
     folder.mkdir(exist_ok=True)
     path = folder / "train.yaml"
-    path.write_text(yaml.safe_dump(config | changes))
+    config |= changes
+    config["samples"] = config.pop("steps")
+    for name in ("samples", "log_every", "validate_every", "checkpoint_every"):
+        config[name] *= config["data"]["batch"]
+    path.write_text(yaml.safe_dump(config))
     return path
 
 
@@ -173,7 +177,7 @@ def test_a_signal_then_kill_9_then_the_same_command_equals_a_run_that_nothing_st
 def test_a_stop_between_lines_of_metrics_keeps_their_means(tmp_path, shards, reference, monkeypatch):
     config = write_config(tmp_path, shards)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StopRequest, "listen", lambda self: setattr(self, "asked", True))
+        patch.setattr(loop.StopRequest, "asked", True)
         assert run([str(config)]) == loop.STOPPED_EARLY  # after step 1 of the 2 that make a line
     assert run([str(config)]) == 0
     assert_same_result(tmp_path, reference)
@@ -183,7 +187,7 @@ def test_a_stop_between_lines_of_metrics_keeps_their_means(tmp_path, shards, ref
 def test_a_prior_is_fitted_once_and_comes_back_from_the_checkpoint(tmp_path, shards, reference, monkeypatch, stage):
     words = [str(write_config(tmp_path, shards)), f"engine.zero_stage={stage}"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StopRequest, "listen", lambda self: setattr(self, "asked", True))
+        patch.setattr(loop.StopRequest, "asked", True)
         assert run(words) == loop.STOPPED_EARLY
     monkeypatch.setattr(loop.Run, "_fit_prior", lambda self: pytest.fail("fitted anew"))
     assert run(words) == 0
@@ -241,8 +245,8 @@ def test_a_finished_run_changes_nothing_and_another_configuration_is_refused(ref
     monkeypatch.setattr(loop, "opened_world", lambda config: pytest.fail("nothing is left to do"))
     before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
     assert run([str(reference / "train.yaml")]) == 0
-    assert run([str(reference / "train.yaml"), "steps=25"]) == 2
-    assert "made with another configuration (different: steps)" in capsys.readouterr().err
+    assert run([str(reference / "train.yaml"), "samples=150"]) == 2
+    assert "made with another configuration (different: samples)" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
 
 
@@ -364,10 +368,20 @@ def test_an_autoencoder_does_not_learn_latents(tmp_path, shards):
 
 
 def test_schedules_start_and_end_where_they_say():
-    linear = OptimConfig(learning_rate=1.0, schedule="linear", warmup_steps=4)
-    assert [learning_rate(linear, s, 14) for s in (0, 3, 4, 9)] == pytest.approx([0.2, 0.8, 1.0, 0.5])
+    linear = OptimConfig(learning_rate=1.0, schedule="linear", warmup_samples=40)
+    rates = [learning_rate(linear, s, batch=10, last=140) for s in (0, 30, 40, 90)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.5])
     cosine = OptimConfig(learning_rate=1.0, schedule="cosine")
-    assert [learning_rate(cosine, s, 12) for s in (0, 4, 6)] == pytest.approx([1.0, 0.75, 0.5])
+    assert [learning_rate(cosine, s, batch=1, last=12) for s in (0, 4, 6)] == pytest.approx([1.0, 0.75, 0.5])
+
+
+@pytest.mark.parametrize("batch", [4, 6, 12])
+def test_intervals_in_samples_mean_the_same_at_any_batch(shards, tmp_path, batch):
+    path = write_config(tmp_path, shards)
+    config = load(TrainConfig, path, [f"data.batch={batch}", "samples=144", "checkpoint_every=36"])
+    assert config.steps * batch == 144
+    due = [step * batch for step in range(1, config.steps + 1) if config.due(36, step)]
+    assert due == [36, 72, 108, 144]
 
 
 def test_the_average_forgets_half_in_its_half_life():

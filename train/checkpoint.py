@@ -2,6 +2,8 @@
 
 ``checkpoints/step-000123`` is written as ``step-000123.partial`` and renamed; a damaged one is set aside, said
 aloud, and the one before it is used. Their files are DeepSpeed's and torch's: for this run alone, never a contract.
+The same number of processes at the same ZeRO stage goes on bit for bit; another one through DeepSpeed's universal
+form, written beside for as long as it is read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from slams.contracts.envelope import ContractError, read_json, sha256, write_jso
 from train.engine import Engine
 from train.optim import Ema
 
-KEPT = 2
 log = logging.getLogger("slams.train")
 
 
@@ -26,14 +27,19 @@ class Checkpoints:
 
     Arguments:
         made_by: what must be the same when the run goes on: else the numbers would not be those of one run.
+        keep: checkpoints that stay, the newest ones; the best one stays besides.
     """
 
-    def __init__(self, folder: Path, engine: Engine, ema: Ema, made_by: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, engine: Engine, ema: Ema, made_by: dict[str, Any], keep: int = 2) -> None:
         self.folder, self.engine, self.ema = folder, engine, ema
-        self.world, self.made_by = engine.world, made_by
+        self.world, self.made_by, self.keep = engine.world, made_by, keep
 
-    def save(self, step: int, running: dict[str, float], report: dict[str, float]) -> None:
-        """Write the state after ``step`` steps, the sums of the metrics since the last line, the last validation."""
+    def save(self, step: int, running: dict[str, float], report: dict[str, float], best: bool = False) -> None:
+        """Write the state after ``step`` steps, the sums of the metrics since the last line, the last validation.
+
+        Arguments:
+            best: the best so far: it stays until a better one comes.
+        """
         final = self.folder / _name(step)
         aside = final.with_name(final.name + ".partial")
         if self.world.rank == 0:
@@ -47,12 +53,18 @@ class Checkpoints:
         if self.world.rank == 0:
             checksums = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
             state = {"running": running, "report": report, "made_by": self.made_by, "processes": self._processes()}
-            write_json(aside / "state.json", state | {"sha256": checksums})
+            write_json(aside / "state.json", state | {"best": best, "sha256": checksums})
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-            for old in self._steps()[:-KEPT]:
-                shutil.rmtree(self.folder / _name(old))
+            self._forget()
         self.world.barrier()
+
+    def _forget(self) -> None:
+        """Remove all but the newest and the best."""
+        steps = self._steps()
+        best = [step for step in steps if _is_best(self.folder / _name(step))]
+        for old in set(steps[: -self.keep]) - set(best[-1:]):
+            shutil.rmtree(self.folder / _name(old))
 
     def restore(self) -> tuple[int, dict[str, float], dict[str, float]]:
         """Load the newest whole checkpoint and return what `save` was given; (0, {}, {}) if the run has none.
@@ -66,18 +78,40 @@ class Checkpoints:
         folder = self.folder / _name(step)
         state = read_json(folder / "state.json", "the state of a checkpoint")
         self._check(folder, state)
-        self.engine.load(folder)
-        self.ema.load(torch.load(folder / self._ema_file(), map_location=self.world.device, weights_only=True))
+        if state["processes"] == self._processes():
+            self.engine.load(folder)
+        else:
+            self._load_converted(folder, step, state["processes"])
+        saved = [torch.load(p, map_location="cpu", weights_only=True) for p in sorted(folder.glob("ema-*.pt"))]
+        self.ema.load(self.engine.redistributed(saved))
         return step, state["running"], state["report"]
 
+    def _load_converted(self, folder: Path, step: int, processes: str) -> None:
+        """Go on with another number of processes or at another ZeRO stage."""
+        converted = folder.with_name(folder.name + ".universal")
+        if self.world.rank == 0:
+            log.info("%s: written by %s, going on with %s", folder, processes, self._processes())
+            shutil.rmtree(converted, ignore_errors=True)
+            self.engine.convert(folder, converted)
+        self.world.barrier()
+        self.engine.load_converted(folder, converted, step)
+        self.world.barrier()
+        if self.world.rank == 0:
+            shutil.rmtree(converted)
+
     def _newest(self) -> int:
-        found = self._steps()
-        for step in reversed(found):
-            damage = _damage(self.folder / _name(step))
+        """The newest whole one; damaged ones are set aside, unless there is no other."""
+        damaged = []
+        for step in reversed(self._steps()):
+            folder = self.folder / _name(step)
+            damage = _damage(folder)
             if damage is None:
+                for path in damaged:
+                    path.rename(_free_name(path.with_name(path.name + ".damaged")))
                 return step
-            log.warning("checkpoint %s: %s; using the one before", self.folder / _name(step), damage)
-        if found:
+            log.warning("checkpoint %s: %s; using the one before", folder, damage)
+            damaged.append(folder)
+        if damaged:
             raise ContractError(f"{self.folder}: no checkpoint there is whole; remove the folder to start again")
         return 0
 
@@ -85,11 +119,6 @@ class Checkpoints:
         other = [key for key, value in self.made_by.items() if state["made_by"].get(key) != value]
         if other:
             raise ContractError(f"{folder}: was made with another {', '.join(other)}; choose another folder")
-        if state["processes"] != self._processes():
-            raise ContractError(
-                f"{folder}: was written by {state['processes']}, but this is {self._processes()}; "
-                "go on as it began, or choose another folder"
-            )
 
     def _processes(self) -> str:
         """What the files depend on: ZeRO writes a file for each process."""
@@ -108,6 +137,11 @@ class Checkpoints:
 
 def _name(step: int) -> str:
     return f"step-{step:06d}"
+
+
+def _is_best(folder: Path) -> bool:
+    state = folder / "state.json"  # missing where a removal was cut short
+    return state.exists() and read_json(state, "the state of a checkpoint").get("best", False)
 
 
 def _damage(folder: Path) -> str | None:

@@ -1,19 +1,20 @@
 """Processes and the DeepSpeed engine: the only file that sees deepspeed and torch.distributed.
 
-One process, `torchrun` and `srun` are told apart by five environment variables alone. Parameters stay float32 in
-every ZeRO stage; bf16 is autocast inside the module, so that the stages share one numerical path.
+Parameters stay float32 in every ZeRO stage; bf16 is autocast inside the module, so that the stages share one
+numerical path.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -23,42 +24,25 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed
 import deepspeed.ops
 import torch.distributed as dist
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils import (
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 
 from slams.config import ConfigError
-
-LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How the step is executed; none of it is known to the network.
-
-    Arguments:
-        zero_stage: what DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 weights.
-        precision: ``bf16`` is autocast with float32 weights; ``auto`` is bf16 where the machine computes in it.
-        gradient_clipping: largest norm of the gradient; 0 for none.
-        accumulation: micro-batches a step on each process; the global batch stays what it is.
-        channels_last: memory format of the weights; where ZeRO is at work they lie flat, and it has no effect.
-        torch_threads: threads a process; 0 leaves torch's choice.
-    """
-
-    zero_stage: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    gradient_clipping: float = 1.0
-    accumulation: int = 1
-    channels_last: bool = True
-    torch_threads: int = 0
-
-    def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage: {self.zero_stage} is not allowed; 0, 1, 2 or 3")
-        if self.gradient_clipping < 0:
-            raise ValueError(f"gradient_clipping: {self.gradient_clipping} is not allowed; at least 0")
-        if self.accumulation < 1 or self.torch_threads < 0:
-            raise ValueError(
-                f"accumulation, torch_threads: {self.accumulation}, {self.torch_threads}; at least 1 and at least 0"
-            )
+from train import reshard
+from train.execution import (
+    Autocast,
+    EngineConfig,
+    check_machine,
+    micro_batch,
+    recompute_activations,
+    resolve_precision,
+)
+from train.launch import ADDRESS, ALONE, LAUNCH_VARIABLES, launch
 
 
 @dataclass(frozen=True)
@@ -87,86 +71,50 @@ class World:
             dist.barrier()
 
 
-def launch() -> tuple[int, int, int]:
-    """Rank, number of processes and local rank, as the launcher set them; one process if it set nothing.
-
-    Raises:
-        ConfigError: only some of the variables are set.
-    """
-    missing = [name for name in LAUNCH_VARIABLES if name not in os.environ]
-    if len(missing) == len(LAUNCH_VARIABLES):
-        return 0, 1, 0
-    if missing:
-        given = [name for name in LAUNCH_VARIABLES if name in os.environ]
-        raise ConfigError(f"environment: {', '.join(given)} set, but not {', '.join(missing)}; set all five or none")
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-
-
 @contextmanager
 def opened_world(config: EngineConfig) -> Iterator[World]:
-    """Join the other processes. They part in step only when the block ends well; else the launcher ends the others."""
-    rank, size, local_rank = launch()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    """Join the other processes. They part in step only when the block ends well; else the launcher ends the others.
+
+    Raises:
+        ConfigError: the launcher's variables make no sense, or this machine cannot do what the configuration asks.
+    """
+    place = launch()
+    device = _device(place.local_rank)
+    check_machine(config, device)
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     # No operator of DeepSpeed's own: it would try the compiler now, then build one for a minute; none is used.
     deepspeed.ops.__compatible_ops__ = {}
     # DeepSpeed calls two collectives by names that torch is about to change, at every step of ZeRO 3.
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)
-    if size == 1 and "RANK" not in os.environ:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(_free_port())}
-    deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
-    world = World(rank, size, device)
+    # DeepSpeed and torch read these, whoever set the place.
+    values = (place.rank, place.size, device.index or 0)
+    os.environ |= dict(zip(LAUNCH_VARIABLES, map(str, values), strict=False))
+    if place is ALONE:  # no launcher: an address that is set is somebody else's
+        os.environ |= dict(zip(ADDRESS, ("localhost", str(_free_port())), strict=True))
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    world = World(place.rank, place.size, device)
     yield world
     world.barrier()
     dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    """This process's GPU: the only one it sees, where the scheduler gives each task its own."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    if seen > 1 and local_rank >= seen:
+        raise ConfigError(f"environment: local rank {local_rank}, but this machine has {seen} GPUs; one process a GPU")
+    device = torch.device("cuda", local_rank if seen > 1 else 0)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return int(found.getsockname()[1])
-
-
-def resolve_precision(config: EngineConfig) -> Precision:
-    """What ``auto`` means on this machine."""
-    if config.precision != "auto":
-        return config.precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    known = torch.cpu.get_capabilities()
-    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
-
-
-def micro_batch(batch: int, config: EngineConfig, n_processes: int) -> int:
-    """Windows a micro-batch on one process.
-
-    Raises:
-        ConfigError: the global batch does not divide.
-    """
-    parts = n_processes * config.accumulation
-    if batch % parts:
-        raise ConfigError(
-            f"data.batch: {batch} does not divide over {n_processes} processes x {config.accumulation} "
-            f"micro-batches; a multiple of {parts} is needed"
-        )
-    return batch // parts
-
-
-class Autocast(nn.Module):
-    """The task computed in bf16 where that is safe. Inside the module, so that DeepSpeed sees float32 alone."""
-
-    def __init__(self, task: nn.Module, device: torch.device, enabled: bool) -> None:
-        super().__init__()
-        self.task, self.kind, self.enabled = task, device.type, enabled
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(self.kind, torch.bfloat16, enabled=self.enabled):
-            return self.task(batch)
 
 
 class Engine:
@@ -184,6 +132,10 @@ class Engine:
         self.config, self.world = config, world
         self.precision = resolve_precision(config)
         self.module = Autocast(task, world.device, self.precision == "bf16")
+        if config.activation_checkpointing:
+            recompute_activations(task)
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        self._trained = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
         settings = _settings(config, batch, micro_batch(batch, config, world.size))
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=self.module, optimizer=optimizer, config=settings, dist_init_required=False
@@ -192,7 +144,14 @@ class Engine:
             task.to(memory_format=torch.channels_last)
         # One process has nobody to ask: flattening and copying the gradient would be for nothing.
         self._engine.enable_backward_allreduce = world.size > 1 or config.zero_stage > 0
+        if config.compile:
+            task.compile()
         self.parameters = list(task.parameters())
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that are learned, over all processes."""
+        return sum(map(reshard.numel, self.parameters))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         on_device = {name: value.to(self.world.device, non_blocking=True) for name, value in batch.items()}
@@ -252,8 +211,56 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag="engine", client_state=mark, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Restore exactly what `save` wrote."""
+        """Restore exactly what `save` wrote, by as many processes at the same stage."""
         self._engine.load_checkpoint(str(folder), tag="engine")
+
+    def convert(self, folder: Path, target: Path) -> None:
+        """Write what `save` wrote in DeepSpeed's universal form, a file for each parameter; one process calls it."""
+        source = folder / "engine"
+        if not any(source.glob("*_optim_states.pt")):
+            return reshard.convert_whole(source, target, list(self._trained))
+        told = {"input_folder": str(source), "output_folder": str(target / "form"), "strict": True}
+        told |= {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False}
+        target.mkdir(parents=True)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            ds_to_universal.main(SimpleNamespace(**told, inject_missing_state=False))
+
+    def load_converted(self, folder: Path, converted: Path, step: int) -> None:
+        """Restore what `convert` wrote, at any stage and number of processes.
+
+        DeepSpeed's own reader of this form leaves buffers as they are, gives every group of the optimizer the
+        first one's weight decay (stage 3), and reads neither from nor to stage 0: hence not used.
+
+        Arguments:
+            folder: the checkpoint, for its buffers.
+            step: steps done.
+        """
+        reshard.begin_optimizer(self._optimizer, self._trained.values(), self.config.zero_stage, step)
+        for name, parameter in self._trained.items():
+            for key in reshard.KEYS:
+                self._place(parameter, key, reshard.read_converted(converted, name, key))
+        saved, lasting = reshard.read_module(folder / "engine"), self.module.state_dict()
+        for name, buffer in self.module.named_buffers():
+            if name in lasting:
+                buffer.copy_(saved[name])
+
+    def _place(self, parameter: Tensor, key: str, whole: Tensor) -> None:
+        """Set a weight or a moment, given whole, where this process holds it."""
+        stage, part = self.config.zero_stage, reshard.part(parameter, whole, self.world.rank, self.world.size)
+        if key == reshard.WEIGHT:
+            getattr(parameter, "ds_tensor", parameter).data.copy_(part)
+            if stage:
+                (safe_set_local_fp32_param if stage == 3 else safe_set_full_fp32_param)(parameter, part)
+        elif stage:
+            (safe_set_local_optimizer_state if stage == 3 else safe_set_full_optimizer_state)(parameter, part, key)
+        else:
+            self._optimizer.state[parameter][key].copy_(part)
+
+    def redistributed(self, saved: list[list[Tensor]]) -> list[Tensor]:
+        """What this process holds of each parameter, given what `local` said on every process of another run."""
+        rank, size = self.world.rank, self.world.size
+        parts = zip(self.parameters, zip(*saved, strict=True), strict=True)
+        return [reshard.part(p, reshard.join(p, found), rank, size) for p, found in parts]
 
 
 def _settings(config: EngineConfig, batch: int, micro: int) -> dict[str, object]:
@@ -261,13 +268,15 @@ def _settings(config: EngineConfig, batch: int, micro: int) -> dict[str, object]
 
     Stage 0 is clipped in `Engine.step`, from the norm that was computed anyway.
     """
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}} if config.offload else {}
     return {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.gradient_clipping if config.zero_stage else 0.0,
         # Threshold 0: no small parameter stays whole between steps, so a share is all there is of it.
-        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 0} | offload,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own AdamW everywhere: DeepSpeed's would have to be compiled
         "steps_per_print": 10**9,
     }

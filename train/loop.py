@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from slams import rng
 from slams.config import to_dict
-from slams.contracts.bundle import open_bundle, write_bundle
-from slams.contracts.envelope import ContractError, is_finished, written_aside
+from slams.contracts.bundle import open_bundle
+from slams.contracts.envelope import ContractError, is_finished, write_json
 from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
+from train.export import Exports, with_best
 from train.optim import Ema, build_optimizer, learning_rate
 from train.prior import fit_prior
+from train.stop import StopRequest
 from train.telemetry import Meter, Telemetry
 from train.validation import Validation
 
@@ -43,25 +41,11 @@ class NonFiniteStepError(RuntimeError):
     """The loss or the gradient is not a number; the weights are still those of the step before."""
 
 
-@dataclass
-class StopRequest:
-    """Set by the signals that a scheduler sends before its time limit."""
-
-    asked: bool = False
-
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
 def train(config: TrainConfig) -> int:
     """Train to the end, or from where an earlier call stopped, and write the bundle.
 
     Returns:
-        0 when the bundle stands, 75 when a signal asked to stop and the same command goes on later.
+        0 when the bundle stands, 75 when a signal or the time limit stopped it and the same command goes on later.
 
     Raises:
         ConfigError, ContractError: a mistake in what was given.
@@ -70,7 +54,7 @@ def train(config: TrainConfig) -> int:
     if finished(config):
         log.info("%s: finished already", config.bundle)
         return DONE
-    stop = StopRequest()
+    stop = StopRequest(config.time_limit_minutes)
     stop.listen()
     manifest = open_shards(config.shards)
     with opened_world(config.engine) as world:
@@ -79,7 +63,7 @@ def train(config: TrainConfig) -> int:
         try:
             status = run.train(stop)
             if status == DONE:
-                run.export()
+                run.exports.finish(run.report)
         finally:
             run.telemetry.close(status)
     return status
@@ -116,6 +100,7 @@ class Run:
         self.engine = self._engine()
         self.ema = Ema(self.engine.local(), config.optim.ema_half_life_samples, config.data.batch)
         self.validation = Validation(config, manifest, self.engine, self.reader)
+        self.exports = Exports(config, manifest, self.engine, self.ema)
         folder = Path(config.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.engine, self.ema, _identity(config, manifest))
@@ -145,11 +130,11 @@ class Run:
         while self.step < config.steps:
             stopping = self._step(batches, stop)
             last = self.step == config.steps
-            if last or self.step % config.log_every == 0:
+            if last or config.due(config.log_every, self.step):
                 self._log()
-            if last or self.step % config.validate_every == 0:
+            if last or config.due(config.validate_every, self.step):
                 self._validate()
-            if last or stopping or self.step % config.checkpoint_every == 0:
+            if last or stopping or config.due(config.checkpoint_every, self.step):
                 self._checkpoint()
             if stopping and not last:
                 log.warning("asked to stop: saved step %d of %d; the same command goes on", self.step, config.steps)
@@ -185,14 +170,16 @@ class Run:
             values = self.engine.forward(batch)
             self.engine.backward(values["loss"])
             for name, value in values.items():
-                total[name] = total.get(name, 0.0) + value.detach().float() / n_micro
+                if value.ndim == 0:
+                    total[name] = total.get(name, 0.0) + value.detach().float() / n_micro
             if i < n_micro - 1:
                 self.engine.accumulate()
         norm = self.engine.gradient_norm()
         found = self._agree(total, norm, stop.asked)
         stopping = found.pop("stop") > 0
         self._check_finite(found, windows)
-        rate = learning_rate(self.config.optim, self.step, self.config.steps)
+        batch, steps = self.config.data.batch, self.config.steps
+        rate = learning_rate(self.config.optim, self.step * batch, batch, steps * batch)
         late = self.engine.step(rate, norm)
         if late is not None:
             found["gradient_norm"] = late
@@ -217,10 +204,12 @@ class Run:
     def _check_finite(self, found: dict[str, float], windows: list[int]) -> None:
         wrong = [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]
         if wrong:
-            days = ", ".join(str(self.reader.days(w)[0]) for w in windows[:NAMED_WINDOWS])
+            days = [str(self.reader.days(w)[0]) for w in windows]
+            report = Path(self.config.folder) / f"stopped-at-step-{self.step}-process-{self.world.rank}.json"
+            write_json(report, {"step": self.step, "values": {k: str(v) for k, v in found.items()}, "windows": days})
             raise NonFiniteStepError(
-                f"step {self.step}: {', '.join(wrong)}; stopped before anything was saved. "
-                f"Process {self.world.rank} had windows that begin on {days}"
+                f"step {self.step}: {', '.join(wrong)}; stopped before anything was saved. Process {self.world.rank} "
+                f"had windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
             )
 
     def _log(self) -> None:
@@ -231,8 +220,10 @@ class Run:
     def _validate(self) -> None:
         began = time.perf_counter()
         with self.ema.applied():
-            self.report = self.validation.run()
+            found = self.validation.run()
+        self.report = with_best(found, self.step, self.report)
         self.telemetry.write(self.step, self.report)
+        self.exports.write(self.step, self.report)
         self.meter.paused += time.perf_counter() - began
 
     def _checkpoint(self) -> None:
@@ -240,27 +231,6 @@ class Run:
         self.engine.agree_on_buffers()
         self.checkpoints.save(self.step, self.meter.sums, self.report)
         self.meter.paused += time.perf_counter() - began
-
-    def export(self) -> None:
-        """Write the bundle, averaged and last weights, with what its use needs."""
-        raw = self._weights()
-        with self.ema.applied():
-            averaged = self._weights()
-        if self.world.rank != 0:
-            return
-        document = {"config": to_dict(self.config), "model": to_dict(self.config.model), "report": self.report}
-        document |= {"input": list(self.manifest.shape), "precision": self.engine.precision}
-        if self.manifest.content == "latent":
-            document |= {key: self.manifest.document[key] for key in ("autoencoder", "latent")}
-        weights = {"ema": averaged, "raw": raw}
-        with written_aside(self.config.bundle) as aside:
-            write_bundle(aside, weights, self.manifest.spec, self.manifest.statistics(), document)
-        log.info("%s: written", self.config.bundle)
-
-    def _weights(self) -> dict[str, np.ndarray]:
-        with self.engine.whole():
-            network = self.engine.module.task.network
-            return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
 def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class OptimConfig:
         learning_rate: the peak.
         weight_decay: of matrices and kernels; norms and biases have none.
         schedule: after the warm-up, ``cosine`` or ``linear`` to zero, or ``constant``.
-        warmup_steps: of a linear rise from zero.
+        warmup_samples: of a linear rise from zero.
         ema_half_life_samples: samples after which a weight counts half in the average.
     """
 
@@ -31,7 +31,7 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
+    warmup_samples: int = 0
     ema_half_life_samples: int = 5000
 
     def __post_init__(self) -> None:
@@ -41,9 +41,9 @@ class OptimConfig:
             )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"beta1, beta2: {self.beta1}, {self.beta2}; at least 0 and below 1")
-        if self.warmup_steps < 0 or self.ema_half_life_samples < 1:
+        if self.warmup_samples < 0 or self.ema_half_life_samples < 1:
             raise ValueError(
-                f"warmup_steps, ema_half_life_samples: {self.warmup_steps}, {self.ema_half_life_samples}; "
+                f"warmup_samples, ema_half_life_samples: {self.warmup_samples}, {self.ema_half_life_samples}; "
                 "at least 0 and at least 1"
             )
 
@@ -59,11 +59,11 @@ def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=betas, fused=True)
 
 
-def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """The rate of step ``step`` of ``steps``, a function of the step alone: nothing to save."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+def learning_rate(config: OptimConfig, samples: int, batch: int, last: int) -> float:
+    """The rate of the step that begins after so many samples of ``last``, a function of them alone: nothing to save."""
+    if samples < config.warmup_samples:
+        return config.learning_rate * (samples + batch) / (config.warmup_samples + batch)
+    progress = (samples - config.warmup_samples) / max(1, last - config.warmup_samples)
     left = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
     return config.learning_rate * left[config.schedule]
 

@@ -14,6 +14,7 @@ from train.data import VALIDATION, Portion, Reader, loader, validation_noise
 from train.engine import Engine, micro_batch
 
 REPORT_CHUNK = 16
+NOISE_BINS = 5  # equal parts of the diffusion time
 
 
 class Validation:
@@ -34,20 +35,24 @@ class Validation:
         self.engine.agree_on_buffers()
         self.engine.train(False)
         with torch.no_grad():
-            found = {"validation/loss": self._loss()}
+            found = self._loss()
             if self.config.model.kind == "autoencoder":
                 found |= self._reconstruction()
         self.engine.train(True)
         return found
 
-    def _loss(self) -> float:
-        total = torch.zeros(2, dtype=torch.float64, device=self.engine.world.device)
+    def _loss(self) -> dict[str, float]:
+        """The mean, and for a score network that of each fifth of the diffusion time, by its middle."""
+        total = torch.zeros(1 + NOISE_BINS, 2, dtype=torch.float64, device=self.engine.world.device)
         for portion, batch in loader(self._portions, self.reader, self.noise, self.config.data.workers):
-            loss = self.engine.forward(batch)["loss"]
+            found = self.engine.forward(batch)
             if portion.step:
-                total += torch.stack([loss, torch.ones_like(loss)]).double() * len(portion.windows)
-        total = self.engine.world.mean(total)
-        return float(total[0] / total[1])
+                total[0] += _sum(found["loss"].expand(len(portion.windows)))
+                for each, t in zip(found.get("each", ()), batch.get("t", ()), strict=True):
+                    total[1 + int(t * NOISE_BINS)] += _sum(each[None])
+        sums = self.engine.world.mean(total).tolist()
+        means = {f"validation/loss/t={(i + 0.5) / NOISE_BINS:.1f}": s / n for i, (s, n) in enumerate(sums[1:]) if n}
+        return {"validation/loss": sums[0][0] / sums[0][1]} | means
 
     def _portions(self) -> Iterator[Portion]:
         """This process's chunks; where others have one more, the first again with ``step`` 0: it does not count.
@@ -81,6 +86,11 @@ class Validation:
         names = self.manifest.spec.channel_names[: network.n_decoded]
         rmse = np.sqrt(squared / np.where(seen > 0, seen, np.nan))
         return {f"rmse/{name}": float(value) for name, value in zip(names, rmse, strict=True) if np.isfinite(value)}
+
+
+def _sum(loss_B: torch.Tensor) -> torch.Tensor:
+    """What a mean is made of: (sum, count)."""
+    return torch.stack([loss_B.sum(), loss_B.new_tensor(len(loss_B))]).double()
 
 
 def reconstruction_error(
