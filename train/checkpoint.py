@@ -1,9 +1,9 @@
 """Checkpoints: one folder a step, complete or absent, with a checksum of every file in it.
 
-``checkpoints/step-000123`` is written as ``step-000123.partial`` and renamed; a damaged one is set aside, said
-aloud, and the one before it is used. Their files are DeepSpeed's and torch's: for this run alone, never a contract.
-The same number of processes at the same ZeRO stage goes on bit for bit; another one through DeepSpeed's universal
-form, written beside for as long as it is read.
+``checkpoints/step-000123`` is written as ``step-000123.partial`` and renamed; a damaged one is renamed to
+``.damaged``, said aloud, and the one before it is used. Their files are DeepSpeed's and torch's: for this run alone,
+never a contract. The same number of processes at the same ZeRO stage goes on bit for bit; another one through
+DeepSpeed's universal form, written beside for as long as it is read.
 """
 
 from __future__ import annotations
@@ -107,9 +107,11 @@ class Checkpoints:
             damage = _damage(folder)
             if damage is None:
                 for path in damaged:
-                    path.rename(_free_name(path.with_name(path.name + ".damaged")))
+                    aside = path.with_name(path.name + ".damaged")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
                 return step
-            log.warning("checkpoint %s: %s; using the one before", folder, damage)
+            log.warning("checkpoint %s: %s; set aside, using the one before", folder, damage)
             damaged.append(folder)
         if damaged:
             raise ContractError(f"{self.folder}: no checkpoint there is whole; remove the folder to start again")
