@@ -7,25 +7,34 @@ import logging
 import os
 import sys
 
+import torch
+
 from slams.config import load, to_yaml
 from slams.contracts.shards import open_shards
 from train.config import TrainConfig
+from train.cost import estimate
 from train.data import TRAIN, steps_per_epoch
-from train.engine import resolve_precision
+from train.launch import launch
 from train.loop import FAILED, NonFiniteStepError, finished, initial_task, train
 
 MISTAKE = 2
+log = logging.getLogger("slams.train")
 
 
 def dry_run(config: TrainConfig) -> int:
-    """Say what would be done."""
+    """Say what would be done and what it would cost.
+
+    Raises:
+        ValueError: this machine has too little memory for it.
+    """
     manifest = open_shards(config.shards)
     n_windows = len(manifest.windows(TRAIN, config.model.lead + config.model.frames))
     batches = steps_per_epoch(n_windows, config.data.batch)
-    n_parameters = sum(p.numel() for p in initial_task(config, manifest).parameters())
-    log = logging.getLogger("slams.train")
-    log.info("parameters: %d, precision %s", n_parameters, resolve_precision(config.engine))
+    with torch.device("meta"):  # for what it refuses; no memory is taken
+        initial_task(config, manifest)
     log.info("windows: %d, batches an epoch: %d, epochs: %.1f", n_windows, batches, config.steps / batches)
+    for line in estimate(config, manifest, launch().size):
+        log.info("%s", line)
     log.info("finished already" if finished(config) else "not finished")
     return 0
 
@@ -37,11 +46,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     given = parser.parse_args(arguments)
-    speaks = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", stream=sys.stdout)
     try:
+        level = logging.INFO if launch().rank == 0 else logging.ERROR
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
         config = load(TrainConfig, given.config, given.overrides)
-        logging.getLogger("slams.train").info("%s", to_yaml(config))
+        log.info("%s", to_yaml(config))
         return dry_run(config) if given.dry_run else train(config)
     except (ValueError, OSError, NonFiniteStepError) as error:
         # the last line: a reading process sends its traceback before the sentence

@@ -23,9 +23,10 @@ from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
-from train.data import TRAIN, Batch, Reader, loader, plan, steps_per_epoch, training_noise
+from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.export import Exports, with_best
+from train.images import Images
 from train.optim import Ema, build_optimizer, learning_rate
 from train.prior import fit_prior
 from train.stop import StopRequest
@@ -101,13 +102,15 @@ class Run:
         self.ema = Ema(self.engine.local(), config.optim.ema_half_life_samples, config.data.batch)
         self.validation = Validation(config, manifest, self.engine, self.reader)
         self.exports = Exports(config, manifest, self.engine, self.ema)
+        self.images = Images(config, manifest, self.engine, self.reader)
         folder = Path(config.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder / "checkpoints", self.engine, self.ema, _identity(config, manifest))
         self.step, running, self.report = self.checkpoints.restore()
         if self.step == 0 and config.model.corrects_gaussian:
             self._fit_prior()
-        self.telemetry, self.meter = Telemetry(config, world, self.step), Meter(running)
+        self.telemetry = Telemetry(config, manifest, world, self.step)
+        self.meter = Meter(running, world.device)
 
     def _engine(self) -> Engine:
         task = initial_task(self.config, self.manifest).to(self.world.device)
@@ -165,35 +168,36 @@ class Run:
         torch.manual_seed(rng.seed(self.config.seed, "init", self.step, self.world.rank) % 2**63)
         n_micro, total, windows = self.config.engine.accumulation, {}, []
         for i in range(n_micro):
-            portion, batch = self._next(batches)
+            with self.meter.timed("data"):
+                portion, batch = next(batches)
             windows.extend(portion.windows)
-            values = self.engine.forward(batch)
-            self.engine.backward(values["loss"])
+            with self.meter.timed("forward"):
+                values = self.engine.forward(batch)
+            with self.meter.timed("backward"):
+                self.engine.backward(values["loss"])
             for name, value in values.items():
                 if value.ndim == 0:
                     total[name] = total.get(name, 0.0) + value.detach().float() / n_micro
             if i < n_micro - 1:
                 self.engine.accumulate()
-        norm = self.engine.gradient_norm()
-        found = self._agree(total, norm, stop.asked)
+        with self.meter.timed("step"):
+            norm = self.engine.gradient_norm()
+        with self.meter.timed("communication"):
+            found = self._agree(total, norm, stop.asked)
         stopping = found.pop("stop") > 0
         self._check_finite(found, windows)
         batch, steps = self.config.data.batch, self.config.steps
         rate = learning_rate(self.config.optim, self.step * batch, batch, steps * batch)
-        late = self.engine.step(rate, norm)
+        with self.meter.timed("step"):
+            late = self.engine.step(rate, norm)
         if late is not None:
             found["gradient_norm"] = late
             self._check_finite(found, windows)
         self.step += 1
-        self.ema.update(self.step)
+        with self.meter.timed("step"):
+            self.ema.update(self.step)
         self.meter.add(found | {"learning_rate": rate})
         return stopping
-
-    def _next(self, batches: Any) -> Batch:
-        began = time.perf_counter()
-        batch = next(batches)
-        self.meter.waited += time.perf_counter() - began
-        return batch
 
     def _agree(self, total: dict[str, Any], norm: torch.Tensor | None, stop: bool) -> dict[str, float]:
         """Means over the processes, in one message: all see the same loss, and all stop at the same step."""
@@ -215,14 +219,16 @@ class Run:
     def _log(self) -> None:
         samples = {"samples": self.step * self.config.data.batch}
         self.telemetry.write(self.step, samples | self.meter.line(self.config.data.batch))
-        self.meter = Meter({})
+        self.meter = Meter({}, self.world.device)
 
     def _validate(self) -> None:
         began = time.perf_counter()
         with self.ema.applied():
             found = self.validation.run()
+            image = self.images.draw(self.step)
         self.report = with_best(found, self.step, self.report)
         self.telemetry.write(self.step, self.report)
+        self.telemetry.show(self.step, image)
         self.exports.write(self.step, self.report)
         self.meter.paused += time.perf_counter() - began
 

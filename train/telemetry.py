@@ -9,43 +9,122 @@ import json
 import logging
 import os
 import platform
+import resource
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import wandb
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slams.config import to_dict, to_yaml
-from slams.contracts.envelope import provenance, write_json
+from slams.config import digest, to_dict, to_yaml
+from slams.contracts.envelope import provenance, sha256, write_json
+from slams.contracts.shards import Manifest
 from train.config import TrainConfig
-from train.engine import World, resolve_precision
+from train.cost import GIB, count
+from train.engine import World
+from train.execution import Precision, resolve_precision
 
+Part = Literal["data", "forward", "backward", "step", "communication"]
+# Beginnings of the names of what depends on the machine and its clock, and differs between runs that are the same.
+CLOCK = ("samples_per_s", "data_wait", "seconds/", "memory_gib", "flops_per_s", "utilisation")
+NOT_SAID = ("rmse/", "seconds/", "flops_per_s")  # written, but too much for a line of the log
+CEILING_SECONDS = 0.3
 log = logging.getLogger("slams.train")
 
 
 class Meter:
-    """Means since the last line, and where the time went. Its sums are part of a checkpoint."""
+    """Means since the last line, and where the time went. Its sums are part of a checkpoint.
 
-    def __init__(self, running: dict[str, float]) -> None:
-        self.sums = dict(running)
-        self.waited = self.paused = 0.0
+    Arguments:
+        running: sums to go on from.
+        device: of the run; on a GPU the parts of a step are timed there, by events that nobody waits for.
+    """
+
+    def __init__(self, running: dict[str, float], device: torch.device) -> None:
+        self.sums, self.device = dict(running), device
+        self.seconds: dict[str, float] = {}
+        self.paused = 0.0
         self.steps, self.since = 0, time.perf_counter()
+        self._passing: list[tuple[Part, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def timed(self, part: Part) -> Iterator[None]:
+        """Add what happens inside to a part of the step.
+
+        ``communication`` is what can be told apart: agreeing on the loss, which on several processes is mostly waiting
+        for the slowest. Gradients travel within ``backward``, and under ZeRO weights within ``forward``, ``backward``
+        and ``step``. ``data`` is how long this process waited for a batch; reading ahead is no part of it.
+        """
+        if self.device.type == "cuda" and part != "data":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._passing.append((part, begin, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._spent(part, time.perf_counter() - began)
 
     def add(self, values: dict[str, float]) -> None:
         self.steps += 1
         for name, value in {**values, "count": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+        self._read(wait=False)
 
     def line(self, batch: int) -> dict[str, float]:
-        """The means, the throughput and the share of time spent waiting for data."""
+        """The means, the throughput, the share of time spent waiting for data, seconds a step, the peak of memory."""
         means = {name: total / self.sums["count"] for name, total in self.sums.items() if name != "count"}
+        self._read(wait=True)
         seconds = time.perf_counter() - self.since - self.paused
-        speed = {"samples_per_s": round(self.steps * batch / seconds, 3), "data_wait": round(self.waited / seconds, 4)}
-        return means | speed
+        waited = self.seconds.get("data", 0.0) / seconds
+        speed = {"samples_per_s": round(self.steps * batch / seconds, 3), "data_wait": round(waited, 4)}
+        parts = {f"seconds/{part}": round(spent / self.steps, 6) for part, spent in self.seconds.items()}
+        return means | speed | parts | {"memory_gib": round(peak_memory(self.device) / GIB, 3)}
+
+    def _read(self, wait: bool) -> None:
+        """Take the times of the events that have passed, or of all."""
+        while self._passing and (wait or self._passing[0][2].query()):
+            part, begin, end = self._passing.pop(0)
+            end.synchronize()
+            self._spent(part, begin.elapsed_time(end) / 1000)
+
+    def _spent(self, part: Part, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that tensors held on a GPU, or this process in main memory, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache
+def ceiling(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of the fastest of some products of square matrices on a device, in a run's precision.
+
+    In float32 on a GPU with the shorter mantissa that convolutions are allowed there.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    kept, fastest = torch.get_float32_matmul_precision(), float("inf")
+    torch.set_float32_matmul_precision("high")
+    until = time.perf_counter() + CEILING_SECONDS
+    while fastest == float("inf") or time.perf_counter() < until:
+        began = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for it
+        fastest = min(fastest, time.perf_counter() - began)
+    torch.set_float32_matmul_precision(kept)
+    return 2 * size**3 / fastest
 
 
 class Telemetry:
@@ -55,15 +134,18 @@ class Telemetry:
         step: where the run begins; what was written of later steps is taken back.
     """
 
-    def __init__(self, config: TrainConfig, world: World, step: int) -> None:
+    def __init__(self, config: TrainConfig, manifest: Manifest, world: World, step: int) -> None:
         self.speaks, self.steps = world.rank == 0, config.steps
         if not self.speaks:
             return
         folder = Path(config.folder)
         self.path = folder / "metrics.jsonl"
         _forget_after(self.path, step)
+        self.flops = count(config, manifest).flops
+        self.ceiling = world.size * ceiling(world.device, resolve_precision(config.engine))
         (folder / "config.yaml").write_text(to_yaml(config))
-        write_json(folder / "environment.json", environment(config, world))
+        speed = {"flops_per_sample": self.flops, "ceiling_flops_per_s": self.ceiling}
+        write_json(folder / "environment.json", environment(config, manifest, world) | speed)
         self._wandb = _open_wandb(config, folder)
         self._bar = _bar() if sys.stdout.isatty() else None
         if self._bar is not None:
@@ -71,17 +153,25 @@ class Telemetry:
             self._bar.start()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics."""
+        """One line of metrics; where the throughput is in it, what part of the ceiling that is."""
         if not self.speaks:
             return
+        if "samples_per_s" in values:
+            flops_per_s = values["samples_per_s"] * self.flops
+            values = values | {"flops_per_s": flops_per_s, "utilisation": round(flops_per_s / self.ceiling, 4)}
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
         self._wandb.log(values, step=step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{values.get('loss', float('nan')):.4g}")
         else:
-            told = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("rmse/"))
+            told = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(NOT_SAID))
             log.info("step %d/%d  %s", step, self.steps, told)
+
+    def show(self, step: int, image: Path | None) -> None:
+        """An image that lies in the run's folder, if there is one, on wandb too."""
+        if self.speaks and image is not None:
+            self._wandb.log({"images": wandb.Image(str(image))}, step=step)
 
     def close(self, status: int) -> None:
         if self.speaks:
@@ -126,10 +216,12 @@ def _open_wandb(config: TrainConfig, folder: Path) -> Any:
     )
 
 
-def environment(config: TrainConfig, world: World) -> dict[str, Any]:
-    """A card of the machine and the programs, to be read beside the throughput."""
+def environment(config: TrainConfig, manifest: Manifest, world: World) -> dict[str, Any]:
+    """A card of the run: what it was told, the data, the machine and the programs, beside the throughput."""
     device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu"
     return provenance() | {
+        "config_digest": digest(config),
+        "manifest_sha256": sha256(manifest.folder / "manifest.json"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
