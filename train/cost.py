@@ -280,5 +280,5 @@ def _refuse(config: TrainConfig, parts: dict[str, float], there: float) -> None:
     if needed > there:
         field = max(parts, key=lambda name: parts[name])
         section, name = field.split(".")
-        amounts = f"a process needs {needed / GIB:.1f} GiB, and this machine has {there / GIB:.1f} GiB"
+        amounts = f"a process needs {needed / GIB:.3g} GiB, and this machine has {there / GIB:.3g} GiB"
         raise ValueError(f"{field}: with {getattr(getattr(config, section), name)} {amounts}")

@@ -96,7 +96,7 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
     world = World(place.rank, place.size, device)
     yield world
     world.barrier()
-    dist.destroy_process_group()
+    deepspeed.comm.destroy_process_group()  # torch's alone would leave its groups in DeepSpeed's memory
 
 
 def _device(local_rank: int) -> torch.device:
