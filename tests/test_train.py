@@ -28,14 +28,14 @@ from slams.statistics import Statistics, day_features
 from train import loop
 from train.__main__ import run
 from train.config import TrainConfig
-from train.data import Reader, plan, training_noise
+from train.data import Portion, Reader, plan, training_noise, validation_noise
 from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
 from train.optim import Ema, OptimConfig, learning_rate
+from train.telemetry import CLOCK
 
 ROOT = Path(__file__).parents[1]
 SPEC = StateSpec(Grid(8, 16), (Modality("temperature", "state", "K", "air_temperature", (500, 850)), PRECIPITATION))
 PRIOR = {"modes": 2, "patterns": 2, "background_error": 0.3}  # few for few days
-TIMINGS = ("samples_per_s", "data_wait")
 
 
 def write_tiny_shards(folder, spoiled_day=None):
@@ -98,7 +98,7 @@ def alone():
 def lines(folder):
     """The metrics without the clock's."""
     found = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in found]
+    return [{k: v for k, v in line.items() if not k.startswith(CLOCK)} for line in found]
 
 
 def assert_same_result(left, right):
@@ -268,6 +268,49 @@ def test_training_lowers_the_validation_loss(reference):
     assert losses[-1] < losses[0] < 1  # it starts from the prior; the loss of the zero prediction is near 1
 
 
+def test_each_validation_leaves_a_bundle_and_the_best_becomes_the_model(tmp_path, shards, monkeypatch):
+    """A validation loss that falls, then rises: the bundle is that of the lowest, the newest stays beside it."""
+    losses = iter([0.5, 0.3, 0.4, 0.6])
+    monkeypatch.setattr(loop.Validation, "run", lambda self: {"validation/loss": next(losses)})
+    assert run([str(write_config(tmp_path, shards, steps=8, validate_every=2))]) == 0
+    assert sorted(p.name for p in (tmp_path / "run" / "bundles").iterdir()) == ["step-000004", "step-000008"]
+    report = open_bundle(tmp_path / "bundle").document["report"]
+    assert report == {"validation/loss": 0.3, "validation/best": 0.3, "validation/best_step": 4}
+    newest = open_bundle(tmp_path / "run" / "bundles" / "step-000008")
+    assert newest.document["report"]["validation/best_step"] == 4
+    open_score(newest)  # whole, and ready for sampling
+    best, last = (open_bundle(path).weights("raw") for path in (tmp_path / "bundle", newest.folder))
+    assert any((best[name] != last[name]).any() for name in best)
+
+
+def test_the_loss_is_told_by_noise_level(tmp_path, shards):
+    """Against the bundle's own network, window by window."""
+    assert run([str(write_config(tmp_path, shards, steps=4)), "model.background_error=0"]) == 0
+    report, manifest = lines(tmp_path)[-1], open_shards(shards)
+    denoiser, _ = open_score(open_bundle(tmp_path / "bundle"))
+    windows, reader = manifest.windows("validation", 3), Reader(manifest, 3, 99)
+    drawn = validation_noise(len(windows))(Portion(1, 0, 0, windows), (3, *manifest.shape))
+    by_fifth = {}
+    for i, (window, t) in enumerate(zip(windows, drawn["t"], strict=True)):
+        z, noise = (torch.from_numpy(np.nan_to_num(x)) for x in (reader.windows([window]), drawn["noise"][i : i + 1]))
+        alpha, sigma = denoiser.sde.alpha(torch.tensor(t)), denoiser.sde.sigma(torch.tensor(t))
+        day = torch.from_numpy(day_features(reader.days(window))).float()[None]
+        d = denoiser(alpha * z + sigma * noise, torch.tensor(t), day)
+        error = (alpha**2 + sigma**2) / sigma * (z - d)  # of v
+        by_fifth.setdefault(f"{(int(t * 5) + 0.5) / 5:.1f}", []).append((error**2).mean().item())
+    assert len(windows) <= 24 and len(by_fifth) == 5
+    for fifth, losses in by_fifth.items():
+        assert report[f"validation/loss/t={fifth}"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def test_a_time_limit_saves_and_leaves_as_a_signal_does(tmp_path, shards, reference):
+    config = str(write_config(tmp_path, shards))
+    assert run([config, "time_limit_minutes=1e-6"]) == loop.STOPPED_EARLY
+    assert (tmp_path / "run" / "checkpoints" / "step-000001").is_dir() and not (tmp_path / "bundle").exists()
+    assert run([config]) == 0
+    assert_same_result(tmp_path, reference)
+
+
 def test_an_autoencoder_reports_its_error_in_physical_units(tmp_path, shards):
     model = {"kind": "autoencoder", "network": "paper"}
     assert run([str(write_config(tmp_path, shards, model=model, steps=4))]) == 0
@@ -303,6 +346,8 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_move(tmp_path, world,
     assert run([str(write_config(tmp_path, spoiled, model=model))]) == 1
     said = capsys.readouterr().err
     assert re.match(rf"slams-train: step {len(seen)}: loss (nan|inf)", said) and "2001-01-01" in said
+    told = json.loads((tmp_path / "run" / f"stopped-at-step-{len(seen)}-process-0.json").read_text())
+    assert told["values"]["loss"] in ("nan", "inf") and "2001-01-01" in told["windows"]
     engine, after = seen[-1]  # fails when it was the first step: then another seed is needed
     assert all(torch.equal(a, b) and torch.isfinite(b).all() for a, b in zip(after, engine.local(), strict=True))
 

@@ -25,7 +25,7 @@ from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
-from train.export import Exports, with_best
+from train.export import BEST_STEP, Exports, with_best
 from train.images import Images
 from train.optim import Ema, build_optimizer, learning_rate
 from train.prior import fit_prior
@@ -235,7 +235,8 @@ class Run:
     def _checkpoint(self) -> None:
         began = time.perf_counter()
         self.engine.agree_on_buffers()
-        self.checkpoints.save(self.step, self.meter.sums, self.report)
+        best = self.report.get(BEST_STEP) == self.step
+        self.checkpoints.save(self.step, self.meter.sums, self.report, best)
         self.meter.paused += time.perf_counter() - began
 
 
