@@ -70,7 +70,7 @@ class Manifest:
         """``state`` or ``latent``."""
         return str(self.document["content"])
 
-    @property
+    @cached_property
     def files(self) -> list[Path]:
         return [self.folder / shard["file"] for shard in self.document["shards"]]
 
