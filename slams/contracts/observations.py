@@ -52,6 +52,8 @@ class Observations:
     @property
     def checksum(self) -> str:
         """Fingerprint of what was observed."""
+        if "content_sha256" not in self.attributes:
+            raise ContractError(f"{self.path}: has no content_sha256, as an early version left it; make it again")
         return str(self.attributes["content_sha256"])
 
     @property
