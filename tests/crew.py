@@ -75,13 +75,16 @@ def work(jobs):
         loop.opened_world = lambda config: nullcontext(world)
         for words, interrupted in jobs:
             Checkpoints.save = save_and_ask_to_stop if interrupted else SAVE
-            status = run(words)
-            if status != (loop.STOPPED_EARLY if interrupted else loop.DONE):
-                return status or 1
-    return 0
+            if run(words) != (loop.STOPPED_EARLY if interrupted else loop.DONE):
+                leave(1)  # at once: the others would wait at the end
+
+
+def leave(status):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    status = work(json.loads(sys.argv[1]))
-    sys.stdout.flush()
-    os._exit(status)
+    work(json.loads(sys.argv[1]))
+    leave(0)

@@ -140,6 +140,8 @@ class Engine:
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=self.module, optimizer=optimizer, config=settings, dist_init_required=False
         )
+        if config.zero_stage == 3:
+            _leave_alone_what_learns_nothing(self.module)
         if config.channels_last and config.zero_stage == 0:  # after initialize, which sends the weights as bytes
             task.to(memory_format=torch.channels_last)
         # One process has nobody to ask: flattening and copying the gradient would be for nothing.
@@ -261,6 +263,18 @@ class Engine:
         rank, size = self.world.rank, self.world.size
         parts = zip(self.parameters, zip(*saved, strict=True), strict=True)
         return [reshard.part(p, reshard.join(p, found), rank, size) for p, found in parts]
+
+
+def _leave_alone_what_learns_nothing(module: nn.Module) -> None:
+    """Remove ZeRO 3's hooks from modules without parameters, which it gathers nothing for.
+
+    It expects every process to call the hooked modules in the same order, and hangs where one does not; but how
+    often the Gaussian prior is called depends on the windows that a process has.
+    """
+    for part in module.modules():
+        if next(part.parameters(), None) is None:
+            part._forward_pre_hooks.clear()
+            part._forward_hooks.clear()
 
 
 def _settings(config: EngineConfig, batch: int, micro: int) -> dict[str, object]:

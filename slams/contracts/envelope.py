@@ -73,12 +73,13 @@ def sha256(path: str | Path) -> str:
 
 @cache
 def provenance() -> dict[str, str]:
-    """The code that is running: package version and, in a checkout, its commit."""
-    root = Path(slams.__file__).parents[1]
-    found = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return {"slams": slams.__version__, "commit": found.stdout.strip() or "unknown"}
+    """The code that is running: package version and, in a checkout on a machine with git, its commit."""
+    command = ["git", "-C", str(Path(slams.__file__).parents[1]), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        commit = ""
+    return {"slams": slams.__version__, "commit": commit or "unknown"}
 
 
 def header(name: str, version: int, config: dict[str, Any]) -> dict[str, Any]:
