@@ -8,7 +8,6 @@ programs change little. Then some steps of the trainings say what share of a ste
 """
 
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -28,17 +27,22 @@ from train.config import TrainConfig
 from train.data import TRAIN, Portion, Reader, loader
 from train.engine import EngineConfig, opened_world
 
-DAYS, LENGTH, BATCH, PAIRS, WARM_UP = 365, 5, 8, 15, 2
-STEPS = 20
+DAYS, LENGTH, BATCH, ROUNDS, WARM_UP = 365, 5, 8, 21, 2
+STEPS, FIRST_STEPS = 40, 5
+
+
+def variables(manifest):
+    """Channels of each variable of a store."""
+    if manifest.content == "latent":
+        return {"latent": slice(None)}
+    return {name: manifest.spec.channels(name) for name in manifest.spec.names}
 
 
 def write_days(manifest, folder):
     """One Zarr store for each of the first days, every modality a variable."""
     for frame in manifest.frames[:DAYS]:
-        x_CHW, parts = manifest.read(frame), {}
-        for modality in manifest.spec.modalities:
-            levels = x_CHW[manifest.spec.channels(modality.name)]
-            parts[modality.name] = ((f"level_{modality.name}", "latitude", "longitude"), levels)
+        x_CHW = manifest.read(frame)
+        parts = {name: ((f"level_{name}", "y", "x"), x_CHW[part]) for name, part in variables(manifest).items()}
         xr.Dataset(parts).to_zarr(folder / f"{frame.time}.zarr", zarr_format=2)
 
 
@@ -54,13 +58,13 @@ def read_days(folder, days, names):
 def day_by_day(reader, folder, windows):
     """A batch as the published loader makes it; processor seconds and what was read."""
     began = time.process_time()
-    x = np.stack([read_days(folder, reader.days(w), reader.manifest.spec.names) for w in windows])
+    x = np.stack([read_days(folder, reader.days(w), variables(reader.manifest)) for w in windows])
     day = np.stack([day_features(reader.days(w)) for w in windows])
     return time.process_time() - began, {"x": torch.from_numpy(x), "day": torch.from_numpy(day)}
 
 
 def from_shards(reader, windows):
-    """A batch by the training loader, no frame remembered."""
+    """A batch by the training loader, the same."""
     batches = iter(loader(lambda: iter([Portion(0, 0, 0, windows)]), reader, None, 0))
     began = time.process_time()
     _, batch = next(batches)
@@ -68,18 +72,20 @@ def from_shards(reader, windows):
 
 
 def compare(manifest, folder):
-    """Seconds a batch of both, pair by pair."""
+    """Seconds a batch, round by round: one Zarr a day, the loader, the loader that remembers every frame."""
     write_days(manifest, folder)
-    reader, generator = Reader(manifest, LENGTH, cache_frames=0), np.random.default_rng(0)
-    starts = manifest.windows(TRAIN, LENGTH)
+    forgets, remembers = (Reader(manifest, LENGTH, cache_frames=n) for n in (0, DAYS))
+    starts, generator = manifest.windows(TRAIN, LENGTH), np.random.default_rng(0)
     starts = starts[starts <= DAYS - LENGTH]
-    pairs = []
-    for _ in range(WARM_UP + PAIRS):
+    remembers.windows(starts)
+    rounds = []
+    for _ in range(WARM_UP + ROUNDS):
         windows = generator.choice(starts, BATCH, replace=False)
-        (theirs, expected), (ours, found) = day_by_day(reader, folder, windows), from_shards(reader, windows)
-        assert torch.equal(torch.nan_to_num(expected["x"]), torch.nan_to_num(found["x"]))
-        pairs.append((theirs, ours))
-    return pairs[WARM_UP:]
+        found = [day_by_day(forgets, folder, windows), from_shards(forgets, windows), from_shards(remembers, windows)]
+        for _, batch in found[1:]:
+            assert torch.equal(torch.nan_to_num(batch["x"]), torch.nan_to_num(found[0][1]["x"]))
+        rounds.append([seconds for seconds, _ in found])
+    return np.array(rounds[WARM_UP:])
 
 
 def waiting(path, world, workers):
@@ -89,7 +95,8 @@ def waiting(path, world, workers):
     run = loop.Run(config, open_shards(config.shards), world)
     run.engine.train(True)
     batches, stop = run._batches(), loop.StopRequest()
-    run._step(batches, stop)
+    for _ in range(FIRST_STEPS):
+        run._step(batches, stop)
     run.meter = loop.Meter({}, world.device)
     for _ in range(STEPS):
         run._step(batches, stop)
@@ -97,20 +104,28 @@ def waiting(path, world, workers):
     return line["data_wait"], line["samples_per_s"]
 
 
+def tell(manifest, seconds):
+    """The rounds of a shard set, in three lines."""
+    print(
+        f"{manifest.folder} {manifest.shape}, one Zarr a day: {np.median(seconds[:, 0]) / BATCH * 1e3:.2f} ms a window"
+    )
+    for i, name in ((1, "every frame decoded anew"), (2, "frames remembered")):
+        ratio = seconds[:, 0] / seconds[:, i]
+        spread = f"ratio {np.median(ratio):.0f} (lowest {ratio.min():.0f}, highest {ratio.max():.0f})"
+        print(f"loader, {name}: {np.median(seconds[:, i]) / BATCH * 1e3:.2f} ms a window, {spread}")
+
+
 def main():
     name = sys.argv[1] if len(sys.argv) > 1 else "tiny"
     trainings = [f"configs/train/{name}_{kind}.yaml" for kind in ("autoencoder", "score")]
     try:
-        manifest, _ = (open_shards(load(TrainConfig, path).shards) for path in trainings)
+        sets = [open_shards(load(TrainConfig, path).shards) for path in trainings]
     except ContractError as error:
         sys.exit(f"benchmarks/loader.py: {error}; `make demo` makes those of tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = compare(manifest, Path(folder))
-    theirs, ours = (statistics.median(column) / BATCH * 1e3 for column in zip(*pairs, strict=True))
-    ratios = sorted(theirs / ours for theirs, ours in pairs)
-    print(f"{manifest.folder}: {manifest.shape}, windows of {LENGTH} days, {PAIRS} pairs of {BATCH} windows")
-    print(f"one Zarr a day {theirs:.2f} ms, loader {ours:.2f} ms a window, processor time")
-    print(f"ratio {statistics.median(ratios):.0f} (lowest {ratios[0]:.0f}, highest {ratios[-1]:.0f})")
+    print(f"{ROUNDS} rounds of {BATCH} windows of {LENGTH} days, processor time")
+    for manifest in sets:
+        with tempfile.TemporaryDirectory() as folder:
+            tell(manifest, compare(manifest, Path(folder)))
     loop.fit_prior = lambda *given: None  # a step costs the same whatever the prior's numbers
     with opened_world(EngineConfig()) as world:
         for path in trainings:

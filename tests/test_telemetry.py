@@ -198,10 +198,11 @@ def test_a_reconstruction_is_shown_beside_the_truth_in_its_unit(tmp_path, shards
         panels = training.images._reconstruction()
     assert [row[0][0] for row in panels] == ["temperature_500, K", "precipitation, mm/day"]
     x = training.reader.windows(np.array([training.images.window]))[0, 0]
-    (_, truth), (_, decoded), (_, error) = panels[0]
+    (_, truth, _), (_, decoded, scale), (_, error, _) = panels[0]
+    assert (scale == truth).all()  # what is decoded has the colours of the truth
     np.testing.assert_allclose(truth, 2 + 3 * x[0], rtol=1e-5)  # the mean and spread of its statistics
     np.testing.assert_allclose(error, decoded - truth, atol=1e-5)
-    (_, rain), (_, decoded), _ = panels[1]
+    (_, rain, _), (_, decoded, _), _ = panels[1]
     np.testing.assert_allclose(rain, np.expm1(2 + 3 * x[2]), rtol=1e-4)
     assert np.isnan(decoded[:, 8:]).all() and np.isfinite(decoded[:, :8]).all()  # gauges stand on half of the globe
 

@@ -33,9 +33,10 @@ SAMPLER = SamplerConfig(kind="multistep", steps=16)
 DRAWS, CHANNELS = 2, 4  # shown of a score network
 SHOWN_HPA = 500
 PANEL_INCHES = (3.2, 1.7)
+SIGNED = 0.1  # share of the range below which the other sign is rounding
 log = logging.getLogger("slams.train")
 
-Panels = list[list[tuple[str, np.ndarray]]]  # rows of titles and maps
+Panels = list[list[tuple[str, np.ndarray, np.ndarray]]]  # rows of titles, maps, and the map that sets the scale
 
 
 class Images:
@@ -76,7 +77,11 @@ class Images:
         truth, made = (self.manifest.statistics().physical(field, time)[0] for field in (x, padded))
         made[np.isnan(truth)] = np.nan
         rows = [(i, name) for i, name in _shown(self.manifest.spec) if i < network.n_decoded]
-        return [[(name, truth[i]), ("decoded", made[i]), ("error", made[i] - truth[i])] for i, name in rows]
+        error = made - truth
+        return [
+            [(name, truth[i], truth[i]), ("decoded", made[i], truth[i]), ("error", error[i], error[i])]
+            for i, name in rows
+        ]
 
     def _draws(self) -> Panels:
         """Middle days of unconditional draws, in standard deviations."""
@@ -92,7 +97,7 @@ class Images:
             log.info("no image of draws: %s", error)
             return []
         middle = z[:, model.frames // 2, :CHANNELS].float().cpu().numpy()
-        return [[(f"draw {i}, channel {j}", field) for j, field in enumerate(draw)] for i, draw in enumerate(middle)]
+        return [[(f"draw {i}, channel {j}", z, middle) for j, z in enumerate(draw)] for i, draw in enumerate(middle)]
 
 
 def _shown(spec: StateSpec) -> list[tuple[int, str]]:
@@ -106,17 +111,23 @@ def _shown(spec: StateSpec) -> list[tuple[int, str]]:
 
 
 def figure(panels: Panels) -> Any:
-    """Maps in rows, each with its own scale: symmetric about zero where it has both signs."""
+    """Maps in rows, each with a colour bar."""
     rows, columns = len(panels), len(panels[0])
     width, height = PANEL_INCHES
     found = Figure(figsize=(width * columns, height * rows), layout="constrained")
     for axes_row, row in zip(found.subplots(rows, columns, squeeze=False), panels, strict=True):
-        for axes, (title, field) in zip(axes_row, row, strict=True):
-            low, high = np.nanmin(field), np.nanmax(field)
-            signed = low < 0 < high
-            low, high = (-max(-low, high), max(-low, high)) if signed else (low, high)
-            image = axes.imshow(field, cmap="RdBu_r" if signed else "viridis", vmin=low, vmax=high, aspect="auto")
+        for axes, (title, field, scale) in zip(axes_row, row, strict=True):
+            image = axes.imshow(field, aspect="auto", **_colours(scale))
             axes.set_title(title, fontsize=8)
             axes.set_axis_off()
             found.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=6)
     return found
+
+
+def _colours(scale: np.ndarray) -> dict[str, Any]:
+    """From the least to the largest value, or symmetric about zero where both signs count."""
+    low, high = float(np.nanmin(scale)), float(np.nanmax(scale))
+    if min(-low, high) < SIGNED * max(-low, high):
+        return {"cmap": "viridis", "vmin": low, "vmax": high}
+    largest = max(-low, high)
+    return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}

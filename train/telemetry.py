@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -114,7 +115,8 @@ def ceiling(device: torch.device, precision: Precision) -> float:
 
     In float32 on a GPU with the shorter mantissa that convolutions are allowed there.
     """
-    size = 8192 if device.type == "cuda" else 1024
+    # few milliseconds each, so that some pass undisturbed where other programs run as well
+    size = 8192 if device.type == "cuda" else 512 * math.isqrt(torch.get_num_threads())
     a = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
     kept, fastest = torch.get_float32_matmul_precision(), float("inf")
     torch.set_float32_matmul_precision("high")
