@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)  # words may follow a flag
     try:
         level = logging.INFO if launch().rank == 0 else logging.ERROR
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
