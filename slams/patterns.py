@@ -103,13 +103,14 @@ class SeasonalAmplitudes(nn.Module):
 
     @torch.no_grad()
     def fit(self, patterns: Patterns, windows_BLZHW: np.ndarray, year_B: np.ndarray) -> None:
-        """Estimate from windows, each at its share of the year, 0 to 1."""
+        """Estimate from windows, each at its share of the year, 0 to 1; all of them count where a season has none."""
         every = math.ceil(len(windows_BLZHW) / COVARIANCE_WINDOWS)
         seen_JPB, year_B = patterns.seen(windows_BLZHW[::every]), year_B[::every]
         for season in range(SEASONS):
             apart = np.abs((year_B - (season + 0.5) / SEASONS + 0.5) % 1.0 - 0.5)
             inside = torch.from_numpy(apart * DAYS_PER_YEAR <= SEASON_DAYS)
-            variance, axes = torch.linalg.eigh(_covariance(seen_JPB[:, :, inside]).double())
+            of_season = seen_JPB[:, :, inside] if inside.any() else seen_JPB
+            variance, axes = torch.linalg.eigh(_covariance(of_season).double())
             self.get_buffer("axes")[season] = axes.float()
             self.get_buffer("variance")[season] = variance.clamp_min(SMALLEST_VARIANCE).float()
 

@@ -284,6 +284,15 @@ def test_a_short_record_is_worth_more_localised():
     assert errors[np.inf] > 1.5
 
 
+def test_a_season_without_windows_is_as_the_whole_record():
+    few, _ = globe(30, 1, reach_km=2000)
+    patterns, amplitudes = Patterns((1, 1, 8, 16), 128).fit(few), SeasonalAmplitudes(128)
+    amplitudes.fit(patterns, few, np.full(30, 0.01))
+    assert amplitudes.variance[0].max() > 1
+    torch.testing.assert_close(amplitudes.variance[6], amplitudes.variance[0], rtol=0, atol=0)
+    torch.testing.assert_close(amplitudes.axes[6], amplitudes.axes[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("half_width_km", [3000, 6000, 9000])
 def test_the_taper_is_a_sum_of_products(half_width_km):
     grid = Grid(12, 24)

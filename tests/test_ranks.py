@@ -1,14 +1,17 @@
-"""Any number of processes sees the same global batches, and two train what one trains."""
+"""Any number of processes sees the same global batches and trains what one trains, also where the number changes."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from test_train import ROOT, alone, lines, write_config, write_tiny_shards
+from crew import ROOT, outside, start_crew
+from test_train import lines, write_config, write_tiny_shards
 
 from slams.contracts.bundle import open_bundle
 from train.data import plan, stratified_times, training_noise
+from train.launch import SLURM_VARIABLES
 
 SETTINGS = {"seed": 3, "batch": 12, "start": 0, "stop": 20}
 WINDOWS = np.arange(100, 150)
@@ -68,23 +71,107 @@ def test_times_are_uniform():
     assert abs(t.mean() - 0.5) < 5 / (8 * np.sqrt(12 * 500 * 8))
 
 
-def test_two_processes_train_what_one_trains(tmp_path):
-    """float32; the gradient's sum is rounded in another order, so equal but for rounding. The prior that the network
-    corrects is fitted by the first process, and its windows are given backgrounds, whoever reads them."""
-    shards = write_tiny_shards(tmp_path / "shards")
-    configs = {name: write_config(tmp_path / name, shards, steps=8) for name in ("one", "stage-0", "stage-1")}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train"]
-    commands = {"one": ["-m", "train", str(configs["one"])]}
-    for stage in (0, 1):
-        name = f"stage-{stage}"
-        commands[name] = [*launcher, str(configs[name]), f"engine.zero_stage={stage}"]
-    environment = alone() | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment) for words in commands.values()]
-    assert [process.wait(120) for process in started] == [0, 0, 0]
-    for name in ("stage-0", "stage-1"):
-        a, b = (open_bundle(tmp_path / run / "bundle").weights("raw") for run in ("one", name))
-        scale = max(np.abs(value).max() for value in a.values())
-        for weight in a:
-            np.testing.assert_allclose(a[weight], b[weight], rtol=1e-5, atol=1e-5 * scale, err_msg=weight)
-        for left, right in zip(lines(tmp_path / "one"), lines(tmp_path / name), strict=True):
-            assert left == pytest.approx(right, rel=1e-5)
+STAGES = (0, 1, 2, 3)
+
+
+def job(folder, shards, name, stage):
+    config = write_config(folder / name, shards, steps=20, checkpoint_every=7, validate_every=10)
+    return [str(config), f"engine.zero_stage={stage}"]
+
+
+def finish(*crews):
+    started = [process for crew in crews for process in crew]
+    try:
+        assert [process.wait(600) for process in started] == [0] * len(started)
+    finally:
+        for process in started:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_tiny_shards(tmp_path_factory.mktemp("shards") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shards):
+    """A folder of runs: by one, two and three processes, and by two, then one, then two; started in three ways.
+
+    No compiler can be found, and what would be compiled would be seen.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    built = folder / "built"
+    built.mkdir()
+    bare = {"TORCH_EXTENSIONS_DIR": str(built), "PATH": ""}
+    whole = [[job(folder, shards, f"two-{stage}", stage), False] for stage in STAGES]
+    changing = [job(folder, shards, f"changing-{stage}", stage) for stage in STAGES]
+    uneven = [[job(folder, shards, f"three-{stage}", stage), False] for stage in (0, 3)]
+    two = start_crew([*whole, *([words, True] for words in changing)], 2, "torchrun", **bare)
+    three = start_crew(uneven, 3, "srun", **bare)
+    finish(two, three)
+    alone = [[job(folder, shards, "one", 0), False], *([words, True] for words in changing)]
+    finish(start_crew(alone, 1, "variables", **bare))
+    finish(start_crew([[words, False] for words in changing], 2, "srun", **bare))
+    assert not list(built.iterdir())
+    return folder
+
+
+def assert_same_but_for_rounding(left, right):
+    """float32; the gradient's sum is rounded in another order."""
+    a, b = (open_bundle(folder / "bundle").weights("raw") for folder in (left, right))
+    assert a.keys() == b.keys()
+    for name in a:
+        bound = 0 if name.startswith("prior.") else 1e-5
+        assert np.linalg.norm(a[name] - b[name]) <= bound * np.linalg.norm(a[name]), name
+    for one, other in zip(lines(left), lines(right), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*(f"two-{stage}" for stage in STAGES), "three-0", "three-3"])
+def test_any_number_of_processes_at_any_stage_trains_what_one_trains(trained, name):
+    """Also the prior that the network corrects, fitted by one, and the backgrounds that some windows are given."""
+    assert_same_but_for_rounding(trained / "one", trained / name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_then_one_then_two_processes_train_what_two_train(trained, stage):
+    run = trained / f"changing-{stage}"
+    assert_same_but_for_rounding(trained / f"two-{stage}", run)
+    averages = [open_bundle(folder / "bundle").weights("ema") for folder in (trained / f"two-{stage}", run)]
+    for name, value in averages[0].items():
+        assert np.linalg.norm(value - averages[1][name]) <= 1e-5 * np.linalg.norm(value), name
+    assert sorted(p.name for p in (run / "run" / "checkpoints").iterdir()) == ["step-000015", "step-000020"]
+
+
+@pytest.fixture
+def two_nodes():
+    """Two network namespaces with an address each, joined by a cable: all that two nodes share is the disk."""
+    nodes = {f"slams-{os.getpid()}-{i}": f"10.213.77.{i}" for i in (1, 2)}
+    first, second = nodes
+    try:
+        for name in nodes:
+            subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        cable = ["link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second]
+        subprocess.run(["ip", *cable], check=True, capture_output=True)
+        for name, address in nodes.items():
+            up = (["link", "set", device, "up"] for device in ("lo", "eth0"))
+            for words in (["addr", "add", f"{address}/24", "dev", "eth0"], *up):
+                subprocess.run(["ip", "-n", name, *words], check=True, capture_output=True)
+        yield nodes
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces may not be made here: {error}")
+    finally:
+        for name in nodes:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_two_nodes_train_what_one_process_trains(tmp_path, shards, trained, two_nodes):
+    words = job(tmp_path, shards, "nodes", 2)
+    started = []
+    for rank, name in enumerate(two_nodes):
+        values = (str(rank), "2", "0", next(iter(two_nodes.values())), "29500")
+        place = dict(zip(SLURM_VARIABLES, values, strict=True)) | {"GLOO_SOCKET_IFNAME": "eth0"}
+        command = ["ip", "netns", "exec", name, sys.executable, "-m", "train", *words]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=outside() | {"OMP_NUM_THREADS": "1"} | place))
+    finish(started)
+    assert_same_but_for_rounding(trained / "one", tmp_path / "nodes")
