@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 Kind = Literal["scalar", "anomaly"]
 N_HARMONICS = 2
@@ -86,7 +86,7 @@ class Statistics:
     @classmethod
     def load(cls, path: Path) -> Statistics:
         """Read what `save` wrote."""
-        arrays = load_file(path)
+        arrays = load(path.read_bytes())
         static = {name.removeprefix("static."): arrays.pop(name) for name in list(arrays) if "." in name}
         return cls(**arrays, static=static)
 

@@ -65,6 +65,16 @@ def start_crew(jobs, size, launcher, **environment):
     return [subprocess.Popen(command, cwd=ROOT, env=environment | place) for place in places(size, names)]
 
 
+def finish(*crews):
+    """Wait until all have ended well; none outlives this."""
+    started = [process for crew in crews for process in crew]
+    try:
+        assert [process.wait(600) for process in started] == [0] * len(started)
+    finally:
+        for process in started:
+            process.kill()
+
+
 def save_and_ask_to_stop(*arguments, **more):
     SAVE(*arguments, **more)
     signal.raise_signal(signal.SIGTERM)

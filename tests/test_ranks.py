@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from crew import ROOT, outside, start_crew
+from crew import ROOT, finish, outside, start_crew
 from test_train import lines, write_config, write_tiny_shards
 
 from slams.contracts.bundle import open_bundle
@@ -77,15 +77,6 @@ STAGES = (0, 1, 2, 3)
 def job(folder, shards, name, stage):
     config = write_config(folder / name, shards, steps=20, checkpoint_every=7, validate_every=10)
     return [str(config), f"engine.zero_stage={stage}"]
-
-
-def finish(*crews):
-    started = [process for crew in crews for process in crew]
-    try:
-        assert [process.wait(600) for process in started] == [0] * len(started)
-    finally:
-        for process in started:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def dry_run(config: TrainConfig) -> int:
     Raises:
         ValueError: this machine has too little memory for it.
     """
-    manifest = open_shards(config.shards)
+    manifest = open_shards(config.shards, complete=config.data.stops_at_damage)
     n_windows = len(manifest.windows(TRAIN, config.model.lead + config.model.frames))
     batches = steps_per_epoch(n_windows, config.data.batch)
     with torch.device("meta"):  # for what it refuses; no memory is taken

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 import webdataset as wds
+from cachetools import LRUCache
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -35,17 +36,25 @@ class DataConfig:
         batch: the global batch, windows a step over all processes.
         workers: reading processes beside each training process; 0 reads in the training process.
         cache_frames: decoded frames kept in memory, in each reading process.
+        damaged: what a frame that cannot be read does: ``stop`` the run, or ``skip`` the windows that contain it.
+            ``skip`` reads every shard once before it begins, and a run that goes on after new damage goes on with
+            other windows.
     """
 
     batch: int
     workers: int = 0
     cache_frames: int = 1024
+    damaged: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"batch: {self.batch} is not allowed; at least 1")
         if self.workers < 0 or self.cache_frames < 0:
             raise ValueError(f"workers, cache_frames: {self.workers}, {self.cache_frames}; at least 0")
+
+    @property
+    def stops_at_damage(self) -> bool:
+        return self.damaged == "stop"
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ class Reader:
     def __init__(self, manifest: Manifest, length: int, cache_frames: int, lead: int = 0) -> None:
         self.manifest, self.length, self.lead = manifest, length, lead
         self.frames = manifest.frames
-        self._frame = lru_cache(maxsize=cache_frames)(lambda index: manifest.read(self.frames[index]))
+        self._cache: LRUCache[int, np.ndarray] = LRUCache(cache_frames)
 
     def days(self, window: int) -> np.ndarray:
         """Valid days of the window read from that frame on, (L,)."""
@@ -143,10 +152,19 @@ class Reader:
     def windows(self, firsts: np.ndarray) -> np.ndarray:
         """What is read from those frames on, (B, lead + L, C, H, W)."""
         x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
-        for i, first in enumerate(firsts):
-            for j in range(x.shape[1]):
-                x[i, j] = self._frame(int(first) + j)
+        for x_LCHW, first in zip(x, firsts, strict=True):
+            for part, frame in zip(x_LCHW, self._frames(range(int(first), int(first) + len(x_LCHW))), strict=True):
+                part[:] = frame
         return x
+
+    def _frames(self, wanted: range) -> list[np.ndarray]:
+        """Frames in order, those that are not remembered read together."""
+        known = {i: self._cache[i] for i in wanted if i in self._cache}
+        missing = [i for i in wanted if i not in known]
+        read = dict(zip(missing, self.manifest.read_all([self.frames[i] for i in missing]), strict=True))
+        if self._cache.maxsize:
+            self._cache.update(read)
+        return [known[i] if i in known else read[i] for i in wanted]
 
 
 def loader(

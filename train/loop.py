@@ -23,6 +23,7 @@ from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
+from train.damage import usable
 from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.export import BEST_STEP, Exports, with_best
@@ -57,9 +58,9 @@ def train(config: TrainConfig) -> int:
         return DONE
     stop = StopRequest(config.time_limit_minutes)
     stop.listen()
-    manifest = open_shards(config.shards)
+    manifest = open_shards(config.shards, complete=config.data.stops_at_damage)
     with opened_world(config.engine) as world:
-        run = Run(config, manifest, world)
+        run = Run(config, usable(manifest, config.data, world), world)
         status = FAILED
         try:
             status = run.train(stop)

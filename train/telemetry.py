@@ -224,6 +224,7 @@ def environment(config: TrainConfig, manifest: Manifest, world: World) -> dict[s
     return provenance() | {
         "config_digest": digest(config),
         "manifest_sha256": sha256(manifest.folder / "manifest.json"),
+        "damaged_days": [str(manifest.frames[i].time) for i in sorted(manifest.unusable)],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),

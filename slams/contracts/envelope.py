@@ -65,9 +65,9 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise ContractError(f"{path}: not a JSON file ({error})") from None
 
 
-def sha256(path: str | Path) -> str:
+def sha256(path: Path) -> str:
     """Checksum of a file, read in blocks."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
