@@ -26,12 +26,12 @@ from slams.model import build_task
 from slams.statistics import N_HARMONICS
 from train.config import TrainConfig
 from train.data import TRAIN
-from train.execution import Autocast, micro_batch, recompute_activations, resolve_precision
+from train.execution import BUCKET, Autocast, micro_batch, recompute_activations, resolve_precision
 from train.prior import FIT_WINDOWS
 
 GIB = 2**30
 FLOAT = 4  # bytes; weights, gradients, moments and average are float32 in every ZeRO stage
-BUCKET, LIVE = 500_000_000, 1_000_000_000  # DeepSpeed's defaults: numbers reduced at once, and kept gathered by stage 3
+LIVE = 1_000_000_000  # numbers that stage 3 keeps gathered, DeepSpeed's default
 ASSUMED_PROCESSES = (1, 8, 64)
 
 

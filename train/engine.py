@@ -35,6 +35,7 @@ from deepspeed.utils import (
 from slams.config import ConfigError
 from train import reshard
 from train.execution import (
+    BUCKET,
     Autocast,
     EngineConfig,
     check_machine,
@@ -282,14 +283,18 @@ def _settings(config: EngineConfig, batch: int, micro: int) -> dict[str, object]
 
     Stage 0 is clipped in `Engine.step`, from the norm that was computed anyway.
     """
-    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": True}} if config.offload else {}
+    zero: dict[str, object] = {"stage": config.zero_stage}
+    zero |= {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    # Threshold 0: no small parameter stays whole between steps, so a share is all there is of it.
+    zero |= {"stage3_param_persistence_threshold": 0}
+    if config.offload:
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": True}}
     return {
         "train_batch_size": batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.gradient_clipping if config.zero_stage else 0.0,
-        # Threshold 0: no small parameter stays whole between steps, so a share is all there is of it.
-        "zero_optimization": {"stage": config.zero_stage, "stage3_param_persistence_threshold": 0} | offload,
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's own AdamW everywhere: DeepSpeed's would have to be compiled
         "steps_per_print": 10**9,

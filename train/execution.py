@@ -17,6 +17,7 @@ from slams.config import ConfigError
 from slams.unet import Block, ModulatedBlock
 
 RESIDUAL_BLOCKS = (Block, ModulatedBlock, ResidualBlock)
+BUCKET = 50_000_000  # numbers exchanged at once under ZeRO; DeepSpeed's default, ten times as many, takes 2 GB
 Precision = Literal["fp32", "bf16"]
 
 
