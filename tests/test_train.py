@@ -250,6 +250,14 @@ def test_a_finished_run_changes_nothing_and_another_configuration_is_refused(ref
     assert before == {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
 
 
+def test_a_crash_while_python_ends_does_not_count_as_one_of_the_job(reference):
+    """As gloo's, which sometimes comes after all work is done: schedulers would call the job failed."""
+    code = f"import atexit, os, sys; atexit.register(os.abort); sys.argv = ['train', {str(reference / 'train.yaml')!r}]"
+    command = [sys.executable, "-c", f"{code}; from train.__main__ import main; main()"]
+    done = subprocess.run(command, cwd=ROOT, env=alone(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "finished already" in done.stdout
+
+
 def test_the_bundle_opens_as_the_denoiser_it_was_trained_to_be(reference, shards):
     bundle, manifest = open_bundle(reference / "bundle"), open_shards(shards)
     assert (
