@@ -399,7 +399,7 @@ def test_grib_without_the_field(gfs, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a data file", b"PK\x03\x04zip"])
 def test_other_formats_are_refused(tmp_path, content):
     (tmp_path / "x.nc").write_bytes(content)
-    with pytest.raises(SourceError, match=r"x\.nc: starts with .*; only NetCDF and GRIB"):
+    with pytest.raises(SourceError, match=r"x\.nc: starts with .*; only NetCDF, GRIB and Zarr"):
         open_precipitation([tmp_path / "x.nc"])
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from data_prep.sources.decode import decode_static, open_daily
+from data_prep.sources.daily import open_daily
+from data_prep.sources.decode import decode_static
 from data_prep.sources.quantity import MissingVariableError, Quantity
 
 STANDARD_GRAVITY_M_S2 = 9.80665
@@ -50,7 +51,7 @@ def open_temperature(paths: Sequence[str | Path], level_hpa: Sequence[int]) -> x
     the attribute ``daily_value`` says.
 
     Arguments:
-        paths: NetCDF or GRIB files, in any order.
+        paths: NetCDF files, GRIB files or Zarr stores, in any order.
         level_hpa: pressure levels in the order wanted.
 
     Raises:
@@ -61,9 +62,9 @@ def open_temperature(paths: Sequence[str | Path], level_hpa: Sequence[int]) -> x
 
 def open_static(path: str | Path) -> xr.Dataset:
     """Land fraction (latitude, longitude) in 0..1 and, where the file has it, orography in metres."""
-    static = decode_static(Path(path), LAND_FRACTION).clip(0.0, 1.0, keep_attrs=True).to_dataset()
+    static = decode_static(path, LAND_FRACTION).clip(0.0, 1.0, keep_attrs=True).to_dataset()
     try:
-        static["orography"] = decode_static(Path(path), OROGRAPHY)
+        static["orography"] = decode_static(path, OROGRAPHY)
     except MissingVariableError:  # optional: many archives give the mask alone
         return static.load()
     return static.load()

@@ -1,21 +1,59 @@
-"""Opening one raw file, NetCDF or GRIB, whatever its name says; refusing anything else in one sentence."""
+"""Opening one raw file, NetCDF, GRIB or Zarr, whatever its name says; refusing anything else in one sentence."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable
+from glob import glob, has_magic
 from pathlib import Path
 
 import dask.array
 import numpy as np
 import xarray as xr
+from fsspec.core import url_to_fs
 from scipy.io import netcdf_file
 
+from data_prep.sources import zarrs
 from data_prep.sources.quantity import Quantity, SourceError, find_name
+from slams.contracts.envelope import ContractError
+from slams.contracts.storage import place, reading
 
 CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02")
 NETCDF_MAGIC = (b"\x89HDF", b"CDF\x05", *CLASSIC_MAGIC)
 GRIB_MAGIC = b"GRIB"
+# what a download leaves under the name of a data file
+HINTS = {
+    b"PK\x03\x04": " (a ZIP archive, as the Climate Data Store sends several files: unpack it first)",
+    b"\x1f\x8b\x08": " (compressed with gzip: unpack it first)",
+    b"<": " (a web page or XML, often the error message of a failed download)",
+}
+
+
+def find_files(pattern: str) -> list[str]:
+    """The files, Zarr stores and URLs that a glob pattern names, sorted; a URL without wildcards stands for itself.
+
+    Raises:
+        ContractError: a URL of a kind that no installed package reads, or one that cannot be listed.
+    """
+    if "://" not in pattern:
+        return sorted(glob(pattern))  # noqa: PTH207 - a pattern may be absolute, which Path.glob refuses
+    if not has_magic(pattern):
+        return [pattern]
+    with reading(pattern):
+        system, inside = url_to_fs(pattern)
+        return sorted(str(system.unstrip_protocol(name)) for name in system.glob(inside))
+
+
+def located(path: str | Path) -> Path:
+    """A path or a URL as something that is used as a path.
+
+    Raises:
+        SourceError: a URL of a kind that no installed package reads.
+    """
+    try:
+        return place(path)
+    except ContractError as error:
+        raise SourceError(str(error)) from error
 
 
 def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
@@ -24,6 +62,9 @@ def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     Raises:
         SourceError: no such file, another format, a torn file, or none of the quantity's variables.
     """
+    if zarrs.is_store(path):
+        dataset = zarrs.open_store(path)
+        return dataset, find_name(path, quantity.name, quantity.variables, dataset.variables)
     magic = _first_bytes(path)
     if magic == GRIB_MAGIC:
         # cfgrib and its C library are an optional dependency, needed by none who has NetCDF files only
@@ -31,7 +72,8 @@ def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
 
         return grib.open_grib(path, quantity)
     if magic not in NETCDF_MAGIC:
-        raise SourceError(f"{path}: starts with {magic!r}; only NetCDF and GRIB files are read")
+        hint = next((hint for start, hint in HINTS.items() if magic.startswith(start)), "")
+        raise SourceError(f"{path}: starts with {magic!r}{hint}; only NetCDF, GRIB and Zarr are read")
     if magic in CLASSIC_MAGIC:
         _refuse_torn_classic(path)
     dataset = _open_netcdf(path)
@@ -57,11 +99,15 @@ class _OnDisk:
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         try:
             return self.variable[key].values
-        except (OSError, RuntimeError) as error:  # what netCDF4 raises for a damaged block
+        except Exception as error:  # each format, codec and network has its own for a block that is damaged or gone
             raise SourceError(f"{self.path}: damaged, a block cannot be read: {error}") from error
 
 
 def _first_bytes(path: Path) -> bytes:
+    if not isinstance(path, Path):
+        raise SourceError(f"{path}: no Zarr store there; over a network only those are read")
+    if path.is_dir():
+        raise SourceError(f"{path}: a folder that is no Zarr store; allowed are a store, a file or a pattern of them")
     try:
         with path.open("rb") as file:
             return file.read(4)

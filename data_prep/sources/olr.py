@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from data_prep.sources.decode import open_daily
+from data_prep.sources.daily import open_daily
 from data_prep.sources.quantity import Quantity
 
 OLR = Quantity(
