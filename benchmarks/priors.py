@@ -4,8 +4,9 @@
 
 Each prior is fitted to the train years and conditioned on temperature as 8 x 8 block means, every day of the window, by
 guidance at almost no noise with converged conjugate gradients: no sampling, so that priors differ by nothing else.
-The trained network stands beside its own prior, and the mean of optimal interpolation by an ensemble (EnOI) of 300
-windows of the season beside both. Appends a line for each to priors.csv.
+The mean of optimal interpolation by an ensemble (EnOI) of 300 windows of the season stands beside them. Appends a line
+for each to priors.csv. (A trained network has no place here: at so little noise it amplifies its own errors, which is
+why sampling begins and ends elsewhere.)
 """
 
 from __future__ import annotations
@@ -121,8 +122,6 @@ def main() -> None:
     for name, options in PRIORS.items():
         config = load(TrainConfig, paths[0], [f"{key}={value}" for key, value in options.items()])
         rmse(twin, name, partial(posterior_mean, twin, of_prior(twin, fitted(config))))
-    trained = lambda z, t, day: twin.assimilator.denoise(z, t, features(twin, day))  # noqa: E731 - one of many
-    rmse(twin, "trained network", partial(posterior_mean, twin, trained))
     for choice in ENOI:
         rmse(twin, f"EnOI, {choice.half_width_km:g} km", partial(of_enoi, twin, choice))
 

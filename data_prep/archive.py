@@ -1,139 +1,194 @@
-"""Raw archives -> the Archive contract: one grid, one form, joined by date, missing kept as missing."""
+"""Raw archives -> the Archive contract: one grid, one form, joined by date, missing kept as missing.
+
+Written block by block beside its name; the same command goes on after a stop, to the same bits. Where an archive of the
+same form stands whose period begins on the same day and ends earlier, what it holds is taken over and the new days are
+added.
+"""
 
 from __future__ import annotations
 
-from glob import glob
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 from rich.progress import track
 
+from data_prep.blocks import Block, Writer, blocks, missing_days
 from data_prep.config import ArchiveConfig, PrepConfig
-from data_prep.regrid import conservative
-from data_prep.sources import SourceError, open_olr, open_precipitation, open_static, open_temperature
+from data_prep.fields import days_of, fingerprints, open_fields, period, specification, static_fields
 from data_prep.stats import fit_statistics
+from data_prep.workers import InOrder, workers
 from slams.config import to_dict
-from slams.contracts.archive import create, finish, open_archive, write_block
-from slams.contracts.envelope import is_finished, written_aside
-from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
+from slams.contracts.archive import STATISTICS, Archive, create, extend, finish, open_archive
+from slams.contracts.envelope import is_finished, read_json, write_json
 
-BLOCK_DAYS = 365
+MADE_OF = "made_of.json"
 N_NAMED_DAYS = 5
+MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
 
 
 def plan(config: ArchiveConfig, whole: PrepConfig) -> list[str]:
     """What the stage would do, for people."""
-    first, last = _period(config)
-    names = ", ".join(_specification(config).channel_names)
-    done = "stands already" if Path(config.path).exists() else "to be written"
-    return [f"archive {config.path}: {first} to {last}, {config.n_latitude} x {config.n_longitude}, {names}: {done}"]
+    time = period(config)
+    names = ", ".join(specification(config).channel_names)
+    state = f"{config.n_latitude} x {config.n_longitude}, {names}"
+    return [f"archive {config.path}: {time[0]} to {time[-1]}, {state}: {_state(config, len(time))}"]
+
+
+def _state(config: ArchiveConfig, n_days: int) -> str:
+    path = Path(config.path)
+    if not path.exists():
+        done = len(list(_marks(path).glob("*-*.json")))
+        return f"{done} blocks are written, the others to be" if done else "to be written"
+    old = _grows(config)
+    return "stands already" if old is None else f"to be extended by {n_days - len(old.time)} days"
 
 
 def run(config: ArchiveConfig, whole: PrepConfig) -> None:
-    """Write the archive, unless it stands already.
+    """Write the archive, or the days that it lacks, unless it stands already.
 
     Raises:
         SourceError: a raw file that is missing or not what it should be.
         ValueError: more days of a modality are missing than allowed.
+        ContractError: an archive of another form stands there.
     """
-    path, made_by = Path(config.path), to_dict(config)
-    if path.exists() and is_finished(path, open_archive(path).attributes["config"], made_by):
+    path = Path(config.path)
+    _tidy(path)
+    old = _grows(config)
+    if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
         return
-    spec = _specification(config)
-    first, last = _period(config)
-    time = np.arange(first, last + 1)
-    fields = {name: conservative(field, spec.grid) for name, field in _open(config).items()}
-    missing = {name: _missing_days(name, field, time, config.missing_days_allowed) for name, field in fields.items()}
+    fields, time, aside = open_fields(config), period(config), _aside(path)
+    absent = {name: np.setdiff1d(time, days_of(field)).astype(str).tolist() for name, field in fields.items()}
+    _check_missing(absent, time, config)
+    group = _begun(config, fields, time, old)
+    every = blocks(group, list(fields), len(time))
+    with workers(whole.workers) as in_order:
+        _write(Writer(config, aside, _marks(path), time[0]), every, in_order, 0 if old is None else len(old.time))
+    missing = _missing(every, _marks(path), time, old)
+    _check_missing(missing, time, config)
+    group.attrs.update(_attributes(config) | {"missing_days": missing})
+    found = fit_statistics(open_archive(aside), config.normalise, config.log_precipitation, static_fields(config))
+    finish(aside, *found)
+    _become(path)
+
+
+def _tidy(path: Path) -> None:
+    """Finish what a stop between the last two steps left: the name free, or the marks still there."""
+    before = _before(path)
+    if before.exists() and not path.exists():
+        before.rename(path)
+    if path.exists() and not _aside(path).exists():
+        shutil.rmtree(_marks(path), ignore_errors=True)
+
+
+def _become(path: Path) -> None:
+    """The archive aside takes the name."""
+    for left in _aside(path).rglob("*.partial"):  # by a stop within the writing of a chunk
+        left.unlink()
+    if path.exists():
+        path.rename(_before(path))
+    _aside(path).rename(path)
+    shutil.rmtree(_before(path), ignore_errors=True)
+    shutil.rmtree(_marks(path))
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(path.name + ".before")
+
+
+def _marks(path: Path) -> Path:
+    return path.with_name(path.name + ".blocks")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _grows(config: ArchiveConfig) -> Archive | None:
+    """The archive that stands, if it is the first part of this one; None if none stands, or another."""
+    if not Path(config.path).exists():
+        return None
+    old, time, made_by = open_archive(config.path), period(config), to_dict(config)
+    same = all(old.attributes["config"].get(key) == made_by[key] for key in made_by if key not in MAY_GROW)
+    return old if same and old.time[0] == time[0] and old.time[-1] < time[-1] else None
+
+
+def _attributes(config: ArchiveConfig) -> dict[str, Any]:
     splits = {"train": config.train_years, "validation": config.validation_years, "test": config.test_years}
-    attributes = {"config": made_by, "splits": splits, "missing_days": missing}
-    with written_aside(path) as folder:
-        group = create(folder, spec, time, _run_numbers(fields["temperature"], time), attributes)
-        for name, field in fields.items():
-            _write(group, name, field, time)
-        statistics, global_std = fit_statistics(
-            open_archive(folder), config.normalise, config.log_precipitation, _static(config, spec.grid)
-        )
-        finish(folder, statistics, global_std)
+    return {"config": to_dict(config), "splits": splits, "missing_days": {}}
 
 
-def _specification(config: ArchiveConfig) -> StateSpec:
-    temperature = Modality("temperature", "state", "K", "air_temperature", tuple(config.level_hpa))
-    given = [(PRECIPITATION, config.sources.precipitation), (OLR, config.sources.olr)]
-    grid = Grid(config.n_latitude, config.n_longitude)
-    return StateSpec(grid, (temperature, *(modality for modality, pattern in given if pattern)))
+def _begun(
+    config: ArchiveConfig, fields: dict[str, xr.DataArray], time: np.ndarray, old: Archive | None
+) -> zarr.Group:
+    """The archive aside: what an earlier call left there, if it was made of the same; else begun anew."""
+    aside, marks = (of(Path(config.path)) for of in (_aside, _marks))
+    made_of = {"config": to_dict(config), "files": fingerprints(config)}
+    made_of |= {"days_before": 0 if old is None else len(old.time)}
+    note, run = marks / MADE_OF, _run_numbers(fields["temperature"], time)
+    if aside.exists() and note.exists() and read_json(note, "the note of what an archive is made of") == made_of:
+        return zarr.open_group(aside, mode="r+", use_consolidated=False)
+    for folder in (aside, marks):
+        shutil.rmtree(folder, ignore_errors=True)
+    if old is None:
+        group = create(aside, specification(config), time, run, _attributes(config), config.decimals)
+    else:
+        shutil.copytree(old.path, aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
+        group = extend(aside, time, run)
+    marks.mkdir()
+    write_json(note, made_of)
+    return group
 
 
-def _period(config: ArchiveConfig) -> tuple[np.datetime64, np.datetime64]:
-    """First and last day of the archive."""
-    years = [*config.train_years, *config.validation_years, *config.test_years]
-    return np.datetime64(f"{min(years)}-01-01", "D"), np.datetime64(f"{max(years)}-12-31", "D")
+def _link(source: str, target: str) -> None:
+    """The same file under a second name: zarr never writes into a file, it replaces it."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
-def _files(name: str, pattern: str) -> list[str]:
-    found = sorted(glob(pattern))  # noqa: PTH207 - a pattern may be absolute, which Path.glob refuses
-    if not found:
-        raise SourceError(f"sources.{name}: no file matches {pattern}")
+def _write(writer: Writer, every: list[Block], in_order: InOrder, n_before: int) -> None:
+    """The blocks that are neither marked nor taken over."""
+    pending = [b for b in every if b.stop > n_before and not b.mark(writer.marks).exists()]
+    for _ in track(in_order(writer, pending), description="archive", total=len(pending), transient=True):
+        pass
+
+
+def _missing(every: list[Block], marks: Path, time: np.ndarray, old: Archive | None) -> dict[str, list[str]]:
+    """Days on which a modality holds no value: those its files lack, and those on which they hold nothing."""
+    found: dict[str, list[str]] = {block.name: [] for block in every}
+    for block in every:
+        if block.mark(marks).exists():
+            found[block.name] += missing_days(marks, block)
+        elif old is not None:
+            taken = set(time[block.start : block.stop].astype(str))
+            found[block.name] += [day for day in old.attributes["missing_days"][block.name] if day in taken]
     return found
 
 
-def _open(config: ArchiveConfig) -> dict[str, xr.DataArray]:
-    sources = config.sources
-    fields = {"temperature": open_temperature(_files("temperature", sources.temperature), config.level_hpa)}
-    if sources.precipitation:
-        fields["precipitation"] = open_precipitation(_files("precipitation", sources.precipitation))
-    if sources.olr:
-        fields["olr"] = open_olr(_files("olr", sources.olr))
-    return fields
-
-
-def _static(config: ArchiveConfig, grid: Grid) -> dict[str, np.ndarray]:
-    """Static fields on the target grid, where a file of them was given."""
-    if not config.sources.static:
-        return {}
-    found = open_static(_files("static", config.sources.static)[0])
-    return {str(name): np.asarray(conservative(field, grid), np.float32) for name, field in found.items()}
-
-
-def _days(field: xr.DataArray) -> np.ndarray:
-    return np.asarray(field["time"].values, "datetime64[D]")
-
-
-def _missing_days(name: str, field: xr.DataArray, time: np.ndarray, allowed: int) -> list[str]:
-    """Days of the period that a modality lacks.
-
-    Raises:
-        ValueError: more than allowed.
-    """
-    missing = [str(day) for day in np.setdiff1d(time, _days(field))]
-    if len(missing) > allowed:
-        named = ", ".join(missing[:N_NAMED_DAYS]) + (", ..." if len(missing) > N_NAMED_DAYS else "")
-        raise ValueError(
-            f"{name}: {len(missing)} of the {len(time)} days from {time[0]} to {time[-1]} are missing ({named}); "
-            f"missing_days_allowed is {allowed}"
-        )
-    return missing
+def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: ArchiveConfig) -> None:
+    """Refuse more missing days of a modality than allowed."""
+    for name, days in missing.items():
+        if len(days) > config.missing_days_allowed:
+            named = ", ".join(days[:N_NAMED_DAYS]) + (", ..." if len(days) > N_NAMED_DAYS else "")
+            raise ValueError(
+                f"{name}: {len(days)} of the {len(time)} days from {time[0]} to {time[-1]} are missing ({named}); "
+                f"missing_days_allowed is {config.missing_days_allowed}"
+            )
 
 
 def _run_numbers(field: xr.DataArray, time: np.ndarray) -> np.ndarray:
     """Number of the continuous record that each day belongs to, by the sources' own names for their runs."""
     names = np.asarray(field["run"].values).astype(str)
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    by_day = {day: order[name] for day, name in zip(_days(field), names, strict=True)}
+    by_day = {day: order[name] for day, name in zip(days_of(field), names, strict=True)}
     number, numbers = 0, []
     for day in time:
         number = by_day.get(day, number)
         numbers.append(number)
     return np.array(numbers, np.int32)
-
-
-def _write(group: zarr.Group, name: str, field: xr.DataArray, time: np.ndarray) -> None:
-    days = _days(field)
-    starts = range(0, len(time), BLOCK_DAYS)
-    for start in track(starts, description=f"archive {name:13s}", transient=True):
-        block = time[start : start + BLOCK_DAYS]
-        found = np.flatnonzero((days >= block[0]) & (days <= block[-1]))
-        values = np.full((len(block), *field.shape[1:]), np.nan, np.float32)
-        values[(days[found] - block[0]).astype(int)] = np.asarray(field[found])
-        write_block(group, name, start, values)

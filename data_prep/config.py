@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from data_prep.limits import StationsConfig
 from data_prep.masks import SwathConfig
+from data_prep.workers import WorkersConfig
 from data_prep.world import WorldConfig
 from slams.contracts.gridded import Operator, OperatorKind
 from slams.spec import PAPER_LEVELS_HPA, Grid
@@ -41,6 +43,7 @@ class ArchiveConfig:
         missing_days_allowed: days a modality may lack before the stage refuses; a missing day stays missing.
         normalise: ``scalar`` (the paper) or ``anomaly`` (from a smooth day-of-year climatology).
         log_precipitation: standardise log(1 + rain) in place of rain.
+        decimals: of each value that are kept, in its unit (2: an error of 0.005 at most); null keeps every bit.
     """
 
     path: str
@@ -54,8 +57,11 @@ class ArchiveConfig:
     missing_days_allowed: int = 0
     normalise: Kind = "anomaly"
     log_precipitation: bool = False
+    decimals: int | None = 2
 
     def __post_init__(self) -> None:
+        if self.decimals is not None and self.decimals < 0:
+            raise ValueError(f"decimals: {self.decimals} is not allowed; at least 0, or null")
         Grid(self.n_latitude, self.n_longitude)
         taken: dict[int, str] = {}
         for name in ("train_years", "validation_years", "test_years"):
@@ -242,8 +248,10 @@ class PrepConfig:
     """One data set. A stage needs its own section and no other."""
 
     archive: ArchiveConfig
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     world: WorldConfig | None = None
     shards: ShardsConfig | None = None
     encode: EncodeConfig | None = None
     observe: ObserveConfig | None = None
     background: BackgroundConfig | None = None
+    stations: StationsConfig | None = None

@@ -6,12 +6,15 @@ that were observed there; the standard deviation is that of the departures from 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from slams.contracts.archive import Archive
 from slams.statistics import Kind, Statistics, day_features
 
-BLOCK_DAYS = 64
+BLOCK_BYTES = 2**26  # of float32 fields held at once; what is computed from them takes five times as much
 OBSERVED_SHARE = 0.5  # a cell counts as observed where at least this share of the train days has a value
 
 
@@ -31,12 +34,14 @@ def fit_statistics(
     log1p = np.array([log_precipitation and m.name == "precipitation" for m in archive.spec.modalities])
     log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
     unit = Statistics(np.zeros((1, *_per_channel(log1p))), np.ones(_per_channel(log1p)), log1p, np.zeros(0))
-    normal, right, count = _normal_equations(archive, unit, days, n_basis)
-    observed = count >= OBSERVED_SHARE * len(days)
+    sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
+    for block in _blocks(archive, days):
+        sums.add(unit.standardise(archive.read(block), archive.time[block]), day_features(archive.time[block]))
+    observed = sums.count >= OBSERVED_SHARE * len(days)
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
         if not seen.any():
             raise ValueError(f"{archive.path}: {name} is missing on more than half of the train days everywhere")
-    harmonics = _scalar_mean(archive, right, count) if kind == "scalar" else _solve(normal, right, observed)
+    harmonics = _scalar_mean(archive, sums) if kind == "scalar" else sums.solve(observed)
     centred = Statistics(harmonics.astype(np.float32), unit.std, log1p, observed)
     std, global_std = _deviations(archive, centred, days)
     return Statistics(centred.harmonics, std, log1p, observed, static), global_std
@@ -46,41 +51,81 @@ def _per_channel(value: np.ndarray) -> tuple[int, int, int]:
     return len(value), 1, 1
 
 
-def _normal_equations(
-    archive: Archive, unit: Statistics, days: np.ndarray, n_basis: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums of b b' (C, H, W, K, K), b x (K, C, H, W) and the number of values (C, H, W), NaN left out."""
-    shape = (archive.spec.n_channels, *archive.spec.grid.shape)
-    normal, right, count = np.zeros((n_basis, n_basis, *shape)), np.zeros((n_basis, *shape)), np.zeros(shape)
-    for block in archive.blocks(days, BLOCK_DAYS):
-        x = unit.standardise(archive.read(block), archive.time[block]).astype(np.float64)
-        seen = np.isfinite(x)
-        basis = day_features(archive.time[block])[:, :n_basis]
-        pairs = np.einsum("lk,lm->lkm", basis, basis).reshape(len(basis), -1)
-        normal += np.tensordot(pairs.T, seen.astype(np.float64), 1).reshape(normal.shape)
-        right += np.tensordot(basis.T, np.where(seen, x, 0), 1)
-        count += seen.sum(axis=0)
-    return np.moveaxis(normal, (0, 1), (-2, -1)), right, count
+def _blocks(archive: Archive, days: np.ndarray) -> Iterator[np.ndarray]:
+    day_bytes = 4 * archive.spec.n_channels * int(np.prod(archive.spec.grid.shape))
+    return archive.blocks(days, max(1, BLOCK_BYTES // day_bytes))
 
 
-def _scalar_mean(archive: Archive, right: np.ndarray, count: np.ndarray) -> np.ndarray:
+@dataclass
+class Sums:
+    """Sums over days for a least-squares fit on K functions of the day, cell by cell, values may be missing.
+
+    Two of them over different days add up to that over all. The matrices of a channel are kept cell by cell only
+    where something is missing; elsewhere they are the same.
+
+    Arguments:
+        pairs: sum of b b' over all days, (K, K).
+        lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W).
+        right: sum of b x over the values, (K, C, H, W).
+        count: values, (C, H, W).
+    """
+
+    pairs: np.ndarray
+    right: np.ndarray
+    count: np.ndarray
+    lacking: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, n_basis: int, n_channels: int, shape_HW: tuple[int, int]) -> Sums:
+        shape = (n_channels, *shape_HW)
+        return cls(np.zeros((n_basis, n_basis)), np.zeros((n_basis, *shape)), np.zeros(shape))
+
+    def add(self, x_LCHW: np.ndarray, features_LK: np.ndarray) -> None:
+        """Further days; features beyond the first K are not used."""
+        basis = features_LK[:, : len(self.pairs)]
+        pairs = np.einsum("lk,lm->lkm", basis, basis)
+        self.pairs += pairs.sum(axis=0)
+        for channel in range(x_LCHW.shape[1]):
+            x = x_LCHW[:, channel].astype(np.float64)
+            seen = np.isfinite(x)
+            self.right[:, channel] += np.tensordot(basis.T, np.where(seen, x, 0), 1)
+            self.count[channel] += seen.sum(axis=0)
+            if not seen.all():
+                self._lack(channel, np.tensordot(pairs, (~seen).astype(np.float64), (0, 0)))
+
+    def _lack(self, channel: int, pairs_KKHW: np.ndarray) -> None:
+        self.lacking[channel] = self.lacking[channel] + pairs_KKHW if channel in self.lacking else pairs_KKHW
+
+    def __add__(self, other: Sums) -> Sums:
+        found = Sums(
+            self.pairs + other.pairs, self.right + other.right, self.count + other.count, dict(self.lacking)
+        )
+        for channel, pairs in other.lacking.items():
+            found._lack(channel, pairs)
+        return found
+
+    def solve(self, observed_CHW: np.ndarray) -> np.ndarray:
+        """Coefficients (K, C, H, W); 0 where the channel is not observed."""
+        solution = np.zeros_like(self.right)
+        for channel, observed in enumerate(observed_CHW):
+            lacking_KKHW = self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
+            normal_NKK = np.moveaxis(self.pairs[..., None, None] - lacking_KKHW, (0, 1), (-2, -1))
+            normal_NKK = np.broadcast_to(normal_NKK, (*observed.shape, *self.pairs.shape))[observed]
+            right_NK = self.right[:, channel][:, observed].T
+            solution[:, channel, observed] = np.linalg.solve(normal_NKK, right_NK[..., None])[..., 0].T
+        return solution
+
+
+def _scalar_mean(archive: Archive, sums: Sums) -> np.ndarray:
     area = archive.spec.grid.area_weights
-    return ((right[:1] * area).sum((2, 3)) / (count * area).sum((1, 2)))[:, :, None, None]
-
-
-def _solve(normal: np.ndarray, right: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Coefficients (K, C, H, W); 0 where the channel is not observed."""
-    n_basis = len(right)
-    safe = np.where(observed[..., None, None], normal, np.eye(n_basis))
-    solution = np.linalg.solve(safe, np.moveaxis(right, 0, -1)[..., None])[..., 0]
-    return np.moveaxis(np.where(observed[..., None], solution, 0), -1, 0)
+    return ((sums.right[:1] * area).sum((2, 3)) / (sums.count * area).sum((1, 2)))[:, :, None, None]
 
 
 def _deviations(archive: Archive, centred: Statistics, days: np.ndarray) -> tuple[np.ndarray, list[float]]:
     """Standard deviation of the departures (C, 1, 1), and of the physical values around their global mean."""
     area = archive.spec.grid.area_weights
     sums = np.zeros((4, archive.spec.n_channels))
-    for block in archive.blocks(days, BLOCK_DAYS):
+    for block in _blocks(archive, days):
         x = archive.read(block).astype(np.float64)
         departure = centred.standardise(x, archive.time[block]).astype(np.float64)
         weight = np.isfinite(x) * area

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
+from numcodecs import Quantize
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
@@ -25,8 +26,9 @@ from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
 FORMAT, VERSION = "slams-archive", 1
+STATISTICS = "statistics.safetensors"
 EPOCH = np.datetime64("1900-01-01", "D")
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
 Years = tuple[int, int]
 
 
@@ -74,13 +76,23 @@ def array(group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 def write_axes(group: zarr.Group, time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> None:
     """The CF coordinates that every gridded contract shares."""
-    days = (np.asarray(time, "datetime64[D]") - EPOCH).astype(np.int64)
-    when = {"standard_name": "time", "units": f"days since {EPOCH}", "calendar": "proleptic_gregorian", "axis": "T"}
-    write_coordinate(group, "time", days, when | {"long_name": "valid day (UTC)"})
+    _write_time(group, time)
     north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
     write_coordinate(group, "latitude", np.asarray(latitude, np.float64), north)
     east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
     write_coordinate(group, "longitude", np.asarray(longitude, np.float64), east)
+
+
+def _write_time(group: zarr.Group, time: np.ndarray) -> None:
+    days = (np.asarray(time, "datetime64[D]") - EPOCH).astype(np.int64)
+    when = {"standard_name": "time", "units": f"days since {EPOCH}", "calendar": "proleptic_gregorian", "axis": "T"}
+    write_coordinate(group, "time", days, when | {"long_name": "valid day (UTC)"})
+
+
+def _write_run(group: zarr.Group, run: np.ndarray) -> None:
+    numbers = group.create_array("run", shape=run.shape, dtype="int32", chunks=run.shape, dimension_names=["time"])
+    numbers[:] = run
+    numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
 
 
 def write_levels(group: zarr.Group, spec: StateSpec) -> None:
@@ -119,7 +131,14 @@ def field_shape(modality: Modality, shape_HW: tuple[int, int]) -> tuple[int, ...
     return (len(modality.level_hpa), *shape_HW) if modality.level_hpa else shape_HW
 
 
-def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, attributes: dict[str, Any]) -> zarr.Group:
+def create(
+    folder: Path,
+    spec: StateSpec,
+    time: np.ndarray,
+    run: np.ndarray,
+    attributes: dict[str, Any],
+    decimals: int | None = None,
+) -> zarr.Group:
     """An archive with axes and empty fields, to be filled by `write_block`.
 
     Arguments:
@@ -127,6 +146,7 @@ def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, att
         time: every day of the period, datetime64[D], (T,).
         run: number of the continuous run of each day, (T,).
         attributes: ``config``, ``splits`` {name: [first, last year]}, ``missing_days`` {modality: [day]}.
+        decimals: of each value that are kept, in its unit; None keeps all of them.
     """
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
@@ -134,17 +154,15 @@ def create(folder: Path, spec: StateSpec, time: np.ndarray, run: np.ndarray, att
     group.attrs.update(found | attributes)
     write_axes(group, time, spec.grid.latitude, spec.grid.longitude)
     write_levels(group, spec)
-    numbers = group.create_array("run", shape=run.shape, dtype="int32", chunks=run.shape, dimension_names=["time"])
-    numbers[:] = run
-    numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
+    _write_run(group, run)
     for modality in spec.modalities:
-        _create_field(group, modality, spec, len(time))
+        _create_field(group, modality, spec, len(time), decimals)
     return group
 
 
-def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time: int) -> None:
+def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time: int, decimals: int | None) -> None:
     shape = field_shape(modality, spec.grid.shape)
-    days = max(1, min(n_time, CHUNK_BYTES // (4 * int(np.prod(shape)))))
+    days = max(1, min(CHUNK_DAYS, CHUNK_BYTES // (4 * int(np.prod(shape)))))
     field = group.create_array(
         modality.name,
         shape=(n_time, *shape),
@@ -157,11 +175,38 @@ def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time
     field.attrs.update(
         {"standard_name": modality.standard_name, "units": modality.units, "cell_methods": "time: mean area: mean"}
     )
+    if decimals is not None:
+        field.attrs.update({"decimals": decimals, "loss_bound": 0.5 * 10.0**-decimals})
+
+
+def extend(folder: Path, time: np.ndarray, run: np.ndarray) -> zarr.Group:
+    """An archive with a longer time axis, whose new days are empty.
+
+    Arguments:
+        folder: a copy that nobody reads; it may share its files with the original by hard links.
+        time, run: as `create` takes them, for the whole period.
+    """
+    group = zarr.open_group(folder, mode="a", use_consolidated=False)
+    for modality in StateSpec.from_json(cast(Any, group.attrs["spec"])).modalities:
+        field = array(group, modality.name)
+        field.resize((len(time), *field.shape[1:]))
+    del group["time"], group["run"]
+    _write_time(group, time)
+    _write_run(group, run)
+    return group
 
 
 def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) -> None:
-    """Fill consecutive days of one modality, values (days, [level,] latitude, longitude)."""
-    array(group, name)[start : start + len(values)] = values
+    """Fill consecutive days of one modality, values (days, [level,] latitude, longitude).
+
+    Where the field keeps so many decimals only, a value is moved by ``loss_bound`` at most. What is stored is plain
+    float32, which any reader knows; the bits that were cleared compress away.
+    """
+    field = array(group, name)
+    decimals = cast("int | None", field.attrs.get("decimals"))
+    if decimals is not None:
+        values = Quantize(decimals, "f4").encode(np.asarray(values, np.float32)).reshape(values.shape)
+    field[start : start + len(values)] = values
 
 
 def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:
@@ -170,9 +215,9 @@ def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> Non
     Arguments:
         global_std: standard deviation of each channel over all cells and train days, in physical units.
     """
-    statistics.save(folder / "statistics.safetensors")
+    statistics.save(folder / STATISTICS)
     group = zarr.open_group(folder, mode="a")
-    group.attrs["statistics_sha256"] = sha256(folder / "statistics.safetensors")
+    group.attrs["statistics_sha256"] = sha256(folder / STATISTICS)
     group.attrs["global_std"] = global_std
     consolidate(folder)
 
@@ -243,7 +288,7 @@ def read_statistics(folder: Path, checksum: str | None) -> Statistics:
     Raises:
         ContractError: the file is missing or its checksum is another.
     """
-    path = folder / "statistics.safetensors"
+    path = folder / STATISTICS
     if not path.is_file():
         raise ContractError(f"{path}: no such file; the statistics are missing")
     if sha256(path) != checksum:

@@ -1,0 +1,81 @@
+"""What an archive is made of: the raw files of a configuration as daily fields on its grid, nothing read yet."""
+
+from __future__ import annotations
+
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from data_prep.config import ArchiveConfig
+from data_prep.regrid import conservative
+from data_prep.sources import SourceError, open_olr, open_precipitation, open_static, open_temperature
+from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
+
+
+def specification(config: ArchiveConfig) -> StateSpec:
+    """Grid and modalities of the archive."""
+    temperature = Modality("temperature", "state", "K", "air_temperature", tuple(config.level_hpa))
+    given = [(PRECIPITATION, config.sources.precipitation), (OLR, config.sources.olr)]
+    grid = Grid(config.n_latitude, config.n_longitude)
+    return StateSpec(grid, (temperature, *(modality for modality, pattern in given if pattern)))
+
+
+def period(config: ArchiveConfig) -> np.ndarray:
+    """Every day of the archive, datetime64[D]."""
+    years = [*config.train_years, *config.validation_years, *config.test_years]
+    return np.arange(np.datetime64(f"{min(years)}-01-01", "D"), np.datetime64(f"{max(years) + 1}-01-01", "D"))
+
+
+def open_fields(config: ArchiveConfig) -> dict[str, xr.DataArray]:
+    """Each modality (time, [level,] latitude, longitude) on the archive's grid, lazily.
+
+    Raises:
+        SourceError: a pattern without files, or a file that is not what it should be.
+    """
+    sources = config.sources
+    fields = {"temperature": open_temperature(_files("temperature", sources.temperature), config.level_hpa)}
+    if sources.precipitation:
+        fields["precipitation"] = open_precipitation(_files("precipitation", sources.precipitation))
+    if sources.olr:
+        fields["olr"] = open_olr(_files("olr", sources.olr))
+    grid = specification(config).grid
+    return {name: conservative(field, grid) for name, field in fields.items()}
+
+
+def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:
+    """Static fields (latitude, longitude) on the archive's grid, where a file of them was given."""
+    if not config.sources.static:
+        return {}
+    found, grid = open_static(_files("static", config.sources.static)[0]), specification(config).grid
+    return {str(name): np.asarray(conservative(field, grid), np.float32) for name, field in found.items()}
+
+
+def fingerprints(config: ArchiveConfig) -> dict[str, list[list[str | int]]]:
+    """Name, size and time of change of every raw file, by modality: whether they are still those that were read."""
+    sources = config.sources
+    patterns = {"temperature": sources.temperature, "precipitation": sources.precipitation, "olr": sources.olr}
+    given = {name: pattern for name, pattern in patterns.items() if pattern}
+    return {name: [_fingerprint(path) for path in _files(name, pattern)] for name, pattern in given.items()}
+
+
+def _fingerprint(path: str) -> list[str | int]:
+    if "://" in path:
+        return [path]
+    found = Path(path).stat()
+    return [path, found.st_size, found.st_mtime_ns]
+
+
+def days_of(field: xr.DataArray) -> np.ndarray:
+    """Valid days of a field, datetime64[D]."""
+    return np.asarray(field["time"].values, "datetime64[D]")
+
+
+def _files(name: str, pattern: str) -> list[str]:
+    if "://" in pattern:  # one store; patterns are for files
+        return [pattern]
+    found = sorted(glob(pattern))  # noqa: PTH207 - a pattern may be absolute, which Path.glob refuses
+    if not found:
+        raise SourceError(f"sources.{name}: no file matches {pattern}")
+    return found
