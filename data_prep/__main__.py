@@ -18,6 +18,7 @@ STAGES = {
     "shards": "archive -> WebDataset shards of standardised frames",
     "encode": "shards of states -> shards of latents, by a trained autoencoder",
     "observe": "archive -> simulated observations of a split",
+    "stations": "reports of real stations, soundings or a table -> observations, with quality control",
     "background": "archive -> simulated backgrounds (first guesses) of a split",
 }
 
