@@ -1,13 +1,13 @@
-"""From many decoded files to one field a UTC day.
-
-The files are joined in time, and the samples of a day become that day's mean.
-"""
+"""From many decoded files to one field a UTC day: the mean of the day's samples, in order of time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import dask.array
 import numpy as np
 import xarray as xr
 
@@ -15,10 +15,61 @@ from data_prep.sources.decode import DEGREES_TOLERANCE, Piece, decode
 from data_prep.sources.quantity import Quantity, SourceError
 from data_prep.sources.times import DAY
 
+CHUNK_BYTES = 2**25  # of float32 that are read at once
+NO_SAMPLE = -1
 
-def open_daily(
-    paths: Sequence[str | Path], quantity: Quantity, level_hpa: Sequence[int] | None = None
-) -> xr.DataArray:
+
+@dataclass(frozen=True)
+class Days:
+    """Daily means (day, [level,] latitude, longitude), still in their files, as dask wants an array.
+
+    One object, and not a graph of one task a sample: an hourly archive of forty years has 350 000 of those.
+
+    Arguments:
+        pieces: the files.
+        file, sample: which of the pieces, and which of its samples, (day, sample of the day); NO_SAMPLE for none.
+    """
+
+    pieces: list[Piece]
+    file: np.ndarray
+    sample: np.ndarray
+    dtype: ClassVar[np.dtype[np.float32]] = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.file), *self.pieces[0].shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+        days = np.arange(len(self.file))[key[0]]
+        means = self._means(np.atleast_1d(days))
+        return means[(slice(None) if np.ndim(days) else 0, *key[1:])]
+
+    def _means(self, days: np.ndarray) -> np.ndarray:
+        """Of those days; a day that lacks some of its samples is missing, not a mean of the rest."""
+        file, sample = self.file[days].ravel(), self.sample[days].ravel()
+        n_a_day = self.file.shape[1]
+        total = np.zeros((len(days), *self.shape[1:]))
+        for at, n in self._runs(file, sample):
+            read = self.pieces[file[at]].read(sample[at], sample[at] + n)
+            for i, values in enumerate(read, start=at):
+                total[i // n_a_day] += values
+        total[(self.file[days] == NO_SAMPLE).any(axis=1)] = np.nan
+        return (total / n_a_day).astype(np.float32)
+
+    def _runs(self, file: np.ndarray, sample: np.ndarray) -> Iterator[tuple[int, int]]:
+        """First and number of consecutive samples of one file, as many as are read at once."""
+        most = _n_at_once(self.shape)
+        follows = (np.diff(file) == 0) & (np.diff(sample) == 1)
+        for run in np.split(np.arange(len(file)), np.flatnonzero(~follows) + 1):
+            if file[run[0]] != NO_SAMPLE:
+                yield from ((at, min(most, run[-1] + 1 - at)) for at in range(run[0], run[-1] + 1, most))
+
+
+def open_daily(paths: Sequence[str | Path], quantity: Quantity, level_hpa: Sequence[int] | None = None) -> xr.DataArray:
     """The files as one daily field (time[, level], latitude, longitude), lazy, float32, canonical units.
 
     Arguments:
@@ -32,29 +83,55 @@ def open_daily(
     if isinstance(paths, (str, Path)) or not len(paths):
         raise SourceError(f"paths: {paths!r} for {quantity.name}; a list of at least one file is needed")
     pieces = [decode(path, quantity, level_hpa) for path in paths]
-    return _daily(*_join(pieces), quantity)
-
-
-def _join(pieces: list[Piece]) -> tuple[xr.DataArray, np.ndarray]:
-    """All samples in order of time, and the run of each."""
     for piece in pieces[1:]:
         _refuse_other_grid(pieces[0], piece)
     _refuse_mixed_steps(pieces)
-    times = np.concatenate([piece.field["time"].values for piece in pieces])
-    origin = np.repeat(np.arange(len(pieces)), [piece.field.sizes["time"] for piece in pieces])
-    order = np.argsort(times, kind="stable")
-    _refuse_duplicates(pieces, times[order], origin[order])
-    joined = xr.concat(
-        [piece.field for piece in pieces], "time", coords="minimal", compat="override", join="override"
-    )
-    if not np.array_equal(order, np.arange(order.size)):
-        joined = joined.isel(time=order)
-    return joined, np.array([piece.run for piece in pieces])[origin[order]]
+    days, means, run = _by_day(pieces, quantity)
+    levels = {} if level_hpa is None else {"level": ("level", np.asarray(level_hpa, int), {"units": "hPa"})}
+    coords = {
+        "time": days.astype("datetime64[ns]"),
+        **levels,
+        "latitude": pieces[0].latitude.degrees,
+        "longitude": pieces[0].longitude.degrees,
+        "run": ("time", run),
+    }
+    n_a_day = means.file.shape[1]
+    how = f"mean of {n_a_day} values a day" if n_a_day > 1 else "single value a day, taken as that day's value"
+    attributes = quantity.attributes | {"cell_methods": "time: mean", "daily_value": how}
+    return xr.DataArray(_lazy(means), coords, ("time", *pieces[0].dims), quantity.name, attributes)
+
+
+def _lazy(means: Days) -> dask.array.Array:
+    """In blocks of whole maps along time."""
+    chunks = (_n_at_once(means.shape), *means.shape[1:])
+    return dask.array.from_array(means, chunks, name=False, meta=np.empty((0,) * means.ndim, np.float32))
+
+
+def _n_at_once(shape: tuple[int, ...]) -> int:
+    return max(1, CHUNK_BYTES // (4 * int(np.prod(shape[1:]))))
+
+
+def _by_day(pieces: list[Piece], quantity: Quantity) -> tuple[np.ndarray, Days, np.ndarray]:
+    """The days, their samples and the run of each."""
+    time = np.concatenate([piece.time for piece in pieces])
+    if not len(time):
+        raise SourceError(f"{pieces[0].path}: {quantity.name}: not a single time; at least one is needed")
+    file = np.repeat(np.arange(len(pieces)), [len(piece.time) for piece in pieces])
+    sample = np.concatenate([np.arange(len(piece.time)) for piece in pieces])
+    order = np.argsort(time, kind="stable")
+    time, file, sample = time[order], file[order], sample[order]
+    _refuse_duplicates(pieces, time, file)
+    days, first = np.unique(time.astype("datetime64[D]"), return_index=True)
+    wanted = time[:, None] if len(days) == len(time) else _lattice(time, days, quantity)
+    at = np.searchsorted(time, wanted).clip(max=len(time) - 1)
+    there = time[at] == wanted
+    run = np.array([piece.run for piece in pieces])[file[first]]
+    return days, Days(pieces, np.where(there, file[at], NO_SAMPLE), np.where(there, sample[at], NO_SAMPLE)), run
 
 
 def _refuse_other_grid(first: Piece, other: Piece) -> None:
     for dim in ("latitude", "longitude"):
-        a, b = first.field[dim].values, other.field[dim].values
+        a, b = getattr(first, dim).degrees, getattr(other, dim).degrees
         if a.shape != b.shape or np.abs(a - b).max() > DEGREES_TOLERANCE:
             raise SourceError(f"{other.path}: {dim}: differs from {first.path}; files of one grid are needed")
 
@@ -63,12 +140,12 @@ def _refuse_mixed_steps(pieces: list[Piece]) -> None:
     """Files sampled 6-hourly beside files sampled daily would leave the daily ones looking incomplete."""
     found: dict[np.timedelta64, Path] = {}
     for piece in pieces:
-        instants = np.unique(piece.field["time"].values)
+        instants = np.unique(piece.time)
         if instants.size > 1:
             found.setdefault(min(DAY, np.diff(instants).min()), piece.path)
     if len(found) > 1:
         steps = ", ".join(f"{step / np.timedelta64(1, 'h'):g} h in {path}" for step, path in found.items())
-        raise SourceError(f"{pieces[0].field.name}: sampled every {steps}; one step for all files is allowed")
+        raise SourceError(f"{pieces[0].quantity.name}: sampled every {steps}; one step for all files is allowed")
 
 
 def _refuse_duplicates(pieces: list[Piece], times: np.ndarray, origin: np.ndarray) -> None:
@@ -79,25 +156,7 @@ def _refuse_duplicates(pieces: list[Piece], times: np.ndarray, origin: np.ndarra
     if twice.any():
         at = int(twice.argmax())
         files = " and ".join(dict.fromkeys(str(pieces[i].path) for i in (origin[at], origin[at + 1])))
-        raise SourceError(f"{files}: {pieces[0].field.name}: day {days[at]} stands twice; once is allowed")
-
-
-def _daily(samples: xr.DataArray, run: np.ndarray, quantity: Quantity) -> xr.DataArray:
-    """Means over the UTC day; a day that lacks some of its samples is missing, not a mean of the rest."""
-    times = samples["time"].values
-    days, first = np.unique(times.astype("datetime64[D]"), return_index=True)
-    if len(days) == len(times):
-        daily, how = samples, "single value a day, taken as that day's value"
-    else:
-        instants = _lattice(times, days, quantity)
-        n_a_day = instants.shape[1]
-        full = samples if np.array_equal(instants.ravel(), times) else samples.reindex(time=instants.ravel())
-        full = full.drop_vars("time")
-        # a sum of strided slices, not a reshape: dask would first gather whole days into one block
-        total = sum(full.isel(time=slice(i, None, n_a_day)) for i in range(n_a_day))
-        daily, how = total / n_a_day, f"mean of {n_a_day} values a day"
-    daily = daily.assign_coords(time=days.astype("datetime64[ns]"), run=("time", run[first].astype(str)))
-    return daily.assign_attrs(samples.attrs | {"cell_methods": "time: mean", "daily_value": how})
+        raise SourceError(f"{files}: {pieces[0].quantity.name}: day {days[at]} stands twice; once is allowed")
 
 
 def _lattice(times: np.ndarray, days: np.ndarray, quantity: Quantity) -> np.ndarray:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable
 from glob import glob, has_magic
 from pathlib import Path
 
-import dask.array
 import numpy as np
 import xarray as xr
 from fsspec.core import url_to_fs
@@ -80,27 +78,18 @@ def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     return dataset, find_name(path, quantity.name, quantity.variables, dataset.variables)
 
 
-def lazy(path: Path, field: xr.DataArray, chunks: dict[Hashable, int]) -> xr.DataArray:
-    """The field in dask blocks, each of which names the file if it cannot be read."""
-    if field.chunks is not None:
-        return field.chunk(chunks)
-    sizes = [chunks[dim] for dim in field.dims]
-    meta = np.empty((0,) * field.ndim, field.dtype)
-    return field.copy(data=dask.array.from_array(_OnDisk(path, field.variable), sizes, name=False, meta=meta))
+def read_values(path: Path, field: xr.DataArray) -> np.ndarray:
+    """The values of a lazy field.
 
-
-class _OnDisk:
-    """An array still in its file, as dask wants it."""
-
-    def __init__(self, path: Path, variable: xr.Variable) -> None:
-        self.path, self.variable = path, variable
-        self.shape, self.ndim, self.dtype = variable.shape, variable.ndim, variable.dtype
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        try:
-            return self.variable[key].values
-        except Exception as error:  # each format, codec and network has its own for a block that is damaged or gone
-            raise SourceError(f"{self.path}: damaged, a block cannot be read: {error}") from error
+    Raises:
+        SourceError: a block that is damaged, or out of reach.
+    """
+    try:
+        return np.asarray(field.compute(scheduler="synchronous").values)
+    except SourceError:
+        raise
+    except Exception as error:  # each format, codec and network has its own
+        raise SourceError(f"{path}: damaged, a block cannot be read: {error}") from error
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -41,6 +41,11 @@ class Quantity:
     totals: tuple[str, ...] = ()
     default_units: str | None = None
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """CF attributes of the canonical field."""
+        return {"units": self.units, "standard_name": self.standard_name}
+
 
 def find_name(path: Path, what: str, accepted: Iterable[str], present: Iterable[object]) -> str:
     """The first of the accepted names that is present.

@@ -37,15 +37,15 @@ def instants(path: Path, time: xr.DataArray, raw: xr.Dataset) -> np.ndarray:
     return start + (end - start) // 2
 
 
-def in_valid_time(field: xr.DataArray, attributes: dict[Any, Any]) -> xr.DataArray:
+def held(time: np.ndarray, attributes: dict[Any, Any]) -> slice:
     """The samples that a store says it holds: Google's has a time axis from 1900 to 2050, whatever is there."""
     first = attributes.get("valid_time_start")
     last = attributes.get("valid_time_stop_era5t", attributes.get("valid_time_stop"))
     if first is None or last is None:
-        return field
-    day = field["time"].values.astype("datetime64[D]")
-    held = np.flatnonzero((day >= np.datetime64(first, "D")) & (day <= np.datetime64(last, "D")))
-    return field.isel(time=slice(held[0], held[-1] + 1) if len(held) else slice(0))
+        return slice(0, len(time))
+    day = time.astype("datetime64[D]")
+    within = np.flatnonzero((day >= np.datetime64(first, "D")) & (day <= np.datetime64(last, "D")))
+    return slice(int(within[0]), int(within[-1]) + 1) if len(within) else slice(0, 0)
 
 
 def _decoded(path: Path, numbers: np.ndarray, attributes: dict[Any, Any]) -> np.ndarray:
