@@ -109,7 +109,7 @@ def _columns(path: Path) -> tuple[pa.Table, int]:
     try:
         with path.open("rb") as file:
             if file.read(4) == PARQUET_MAGIC:
-                return pq.read_table(path), 1
+                return _parquet(path), 1
         with path.open() as text:
             names = text.readline().lstrip("\ufeff").strip().split(",")
         as_text = pa.csv.ConvertOptions(column_types={name.strip('"'): pa.string() for name in names})
@@ -118,6 +118,15 @@ def _columns(path: Path) -> tuple[pa.Table, int]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise SourceError(f"{path}: cannot be read as a CSV or Parquet table ({reason})") from error
+
+
+def _parquet(path: Path) -> pa.Table:
+    """Every kind of text as plain text, and the metadata of the file, of which a schema's are only a part."""
+    table = pq.read_table(path)
+    for i, field in enumerate(table.schema):
+        if pa.types.is_large_string(field.type) or pa.types.is_dictionary(field.type):
+            table = table.set_column(i, field.name, table[i].cast(pa.string()))
+    return table.replace_schema_metadata(pq.read_metadata(path).metadata)
 
 
 class _Rows:
@@ -151,7 +160,7 @@ class _Rows:
             column = self._parsed(name, column)
         elif not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             raise SourceError(f"{self.path}: column {name!r} is of type {column.type}; numbers are needed")
-        found = np.array(pc.fill_null(column.cast(pa.float64()), default), np.float64)
+        found = np.array(pc.fill_null(column.cast(pa.float64()), default).to_numpy())  # one that may be written to
         if needed is not None:
             self.refuse(needed & ~np.isfinite(found), name, "a finite number is needed")
         return found
