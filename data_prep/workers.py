@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,4 +57,7 @@ def _cluster(config: WorkersConfig) -> Any:
         return SLURMCluster(n_workers=config.slurm_jobs)
     from dask.distributed import LocalCluster
 
-    return LocalCluster(n_workers=config.processes, threads_per_worker=1, dashboard_address=None, processes=True)
+    # what goes wrong in a task is raised where its result is wanted; dask need not tell it too
+    return LocalCluster(
+        n_workers=config.processes, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+    )

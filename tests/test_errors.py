@@ -134,9 +134,9 @@ def raw(tmp_path, planet):
     return folder
 
 
-def spoil(raw, name, change):
-    """Replace the second year's file of a modality."""
-    path = raw / f"{FILES[name]}.2002.nc"
+def spoil(raw, name, change, year=2002):
+    """Replace a year's file of a modality."""
+    path = raw / f"{FILES[name]}.{year}.nc"
     with xr.open_dataset(path, decode_times=False) as sound:
         changed = change(sound.load())
     path.unlink()

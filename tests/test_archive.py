@@ -1,0 +1,250 @@
+"""An archive is the same bytes whatever stopped its making, whoever made it, and however it grew."""
+
+import hashlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_errors import FILES, spoil, write_prep
+from world import write_world
+
+from data_prep.__main__ import main as prepare
+from data_prep.stats import Sums
+from slams.contracts.archive import open_archive
+
+ROOT = Path(__file__).parents[1]
+
+
+def tree(folder):
+    """Checksum of every file, by name."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def assert_same_tree(left, right):
+    """But for the archive's own path, which stands in its attributes."""
+    found, expected = tree(left), tree(right)
+    assert (left / "zarr.json").read_text().replace(str(left), str(right)) == (right / "zarr.json").read_text()
+    del found["zarr.json"], expected["zarr.json"]
+    assert found == expected
+
+
+def words(folder, *more):
+    return ["archive", str(folder / "prep.yaml"), *more]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, planet):
+    """An archive made in one go, under the name that every test's archive has."""
+    folder = tmp_path_factory.mktemp("made")
+    write_prep(folder, planet)
+    assert prepare(words(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, made):
+    """A folder with the configuration of the archive, and a function that says whether what it holds is the same."""
+    shutil.copy(made / "prep.yaml", tmp_path / "prep.yaml")
+    place = f"archive.path={tmp_path / 'archive'}"
+
+    def assert_same():
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "prep.yaml"]
+        assert_same_tree(tmp_path / "archive", made / "archive")
+
+    return place, assert_same
+
+
+def start(folder, *more, **options):
+    command = [sys.executable, "-m", "data_prep", *words(folder, *more)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)
+
+
+def wait_for(path, pattern, count):
+    for _ in range(6000):
+        if len(list(path.glob(pattern))) >= count:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"{path}/{pattern} did not come")
+
+
+def test_killed_between_two_blocks_and_gone_on_with_is_the_same_archive(tmp_path, here):
+    place, assert_same = here
+    for n_blocks in (1, 4, 7):
+        process = start(tmp_path, place)
+        wait_for(tmp_path / "archive.blocks", "*-*.json", n_blocks)
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        assert not (tmp_path / "archive").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "archive.blocks").glob("*-*.json")}
+    assert len(kept) >= 7 and prepare(words(tmp_path, place)) == 0
+    assert_same()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_is_the_same_archive(tmp_path, here):
+    """Again and again from where the one before was killed; one that comes to its end is compared, and made anew."""
+    place, assert_same = here
+    began, chance, killed = time.monotonic(), random.Random(0), 0
+    assert start(tmp_path, place).wait() == 0
+    took = time.monotonic() - began
+    while killed < 20:
+        process = start(tmp_path, place)
+        time.sleep(chance.uniform(0.2, 0.9) * took)
+        process.kill()
+        if process.wait() == 0:
+            assert_same()
+            shutil.rmtree(tmp_path / "archive")
+        else:
+            assert process.returncode == -signal.SIGKILL
+            killed += 1
+    assert prepare(words(tmp_path, place)) == 0
+    assert_same()
+
+
+def test_two_processes_write_the_same_archive(tmp_path, here):
+    place, assert_same = here
+    process = start(tmp_path, place, "workers.processes=2")
+    assert process.wait() == 0
+    assert_same()
+
+
+def test_an_error_in_another_process_is_the_same_sentence(tmp_path, planet):
+    raw = tmp_path / "raw"
+    shutil.copytree(planet, raw)
+    write_prep(tmp_path, raw)
+    path = spoil(raw, "temperature", lambda dataset: dataset.assign(t=(dataset.t - 273.15).assign_attrs(units="K")))
+    process = start(tmp_path, "workers.processes=2")
+    said = process.stderr.read()
+    assert process.wait() == 2 and said.startswith("data_prep archive: ") and said.count("\n") == 1
+    assert str(path) in said
+
+
+@pytest.fixture(scope="module")
+def four_years(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    write_world(folder / "raw", (2001, 2002, 2003, 2004), n_latitude=9, n_longitude=16)
+    write_prep(folder, folder / "raw")
+    return folder
+
+
+def test_an_archive_that_grew_is_the_one_made_at_once(four_years, tmp_path):
+    """What it held is not read again: the first year's file says something else by then. Also after a stop."""
+    at_once, grown = tmp_path / "at_once", tmp_path / "grown"
+    longer = "archive.test_years=[2003,2004]"
+    assert prepare(words(four_years, f"archive.path={at_once}", longer)) == 0
+    assert prepare(words(four_years, f"archive.path={grown}")) == 0
+    before = open_archive(grown)
+    spoil(four_years / "raw", "temperature", lambda dataset: dataset.assign(t=dataset.t + 1), year=2001)
+    process = start(four_years, f"archive.path={grown}", longer)
+    wait_for(tmp_path / "grown.blocks", "*-*.json", 1)
+    process.kill()
+    process.wait()
+    assert len(open_archive(grown).time) == len(before.time)  # still there for those who read it
+    assert prepare(words(four_years, f"archive.path={grown}", longer)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "grown"]
+    assert_same_tree(grown, at_once)
+
+
+def test_an_archive_of_another_form_is_not_touched(made, capsys):
+    before = tree(made / "archive")
+    for word in ("archive.test_years=[2003,2004]", "archive.decimals=3"):
+        longer = ["archive.n_longitude=32"] if "years" in word else []
+        assert prepare(words(made, word, *longer)) == 2
+        assert "was made with another configuration" in capsys.readouterr().err
+    assert tree(made / "archive") == before
+
+
+def test_a_stop_between_the_last_two_names_is_mended(four_years, tmp_path):
+    path = tmp_path / "archive"
+    assert prepare(words(four_years, f"archive.path={path}")) == 0
+    expected = tree(path)
+    path.rename(tmp_path / "archive.before")
+    (tmp_path / "archive.blocks").mkdir()
+    assert prepare(words(four_years, f"archive.path={path}")) == 0
+    assert tree(path) == expected and [p.name for p in tmp_path.iterdir()] == ["archive"]
+
+
+def test_work_on_files_that_changed_begins_anew(four_years, tmp_path):
+    path = tmp_path / "archive"
+    process = start(four_years, f"archive.path={path}")
+    wait_for(tmp_path / "archive.blocks", "*-*.json", 2)
+    process.kill()
+    process.wait()
+    spoil(four_years / "raw", "temperature", lambda dataset: dataset.assign(t=dataset.t + 1), year=2001)
+    assert prepare(words(four_years, f"archive.path={path}", "workers.processes=1")) == 0
+    again = tmp_path / "again"
+    assert prepare(words(four_years, f"archive.path={again}")) == 0
+    assert_same_tree(path, again)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_day_without_a_value_is_a_missing_day(four_years, tmp_path, capsys, allowed):
+    raw = tmp_path / "raw"
+    shutil.copytree(four_years / "raw", raw)
+    write_prep(tmp_path, raw)
+
+    def emptied(dataset):
+        dataset.olr[200:202] = np.nan  # both halves of 11 April
+        return dataset
+
+    spoil(raw, "olr", emptied)
+    status = prepare(words(tmp_path, f"archive.missing_days_allowed={allowed}"))
+    if allowed:
+        assert status == 0 and open_archive(tmp_path / "archive").attributes["missing_days"]["olr"] == ["2002-04-11"]
+    else:
+        assert status == 2 and "olr: 1 of the 1095 days" in capsys.readouterr().err
+        assert prepare(words(tmp_path, "archive.missing_days_allowed=1")) == 0  # and nothing of the work was lost
+
+
+def test_values_are_within_the_bound_that_the_archive_tells(made, planet, tmp_path):
+    exact = tmp_path / "exact"
+    assert prepare(words(made, f"archive.path={exact}", "archive.decimals=null")) == 0
+    with xr.open_zarr(made / "archive") as rounded, xr.open_zarr(exact) as whole:
+        for name in FILES:
+            bound = rounded[name].attrs["loss_bound"]
+            assert bound == 0.005 and "loss_bound" not in whole[name].attrs
+            error = float(abs(rounded[name] - whole[name]).max().compute())
+            assert bound / 4 < error <= bound
+            assert (rounded[name].isnull() == whole[name].isnull()).all()
+
+
+def test_full_disk(tmp_path, here):
+    """The largest file that may be written is smaller than a chunk; then the disk is enlarged."""
+    place, assert_same = here
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    process = start(tmp_path, place, preexec_fn=limit)
+    said = process.stderr.read()
+    assert process.wait() == 2 and said.startswith("data_prep archive: ") and said.count("\n") == 1
+    assert not (tmp_path / "archive").exists()
+    assert prepare(words(tmp_path, place)) == 0
+    assert_same()
+
+
+def test_sums_over_parts_add_up():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 2, 3, 4))
+    x[generator.random(x.shape) < 0.3] = np.nan
+    x[:, 1, 0, 0] = np.nan
+    features = generator.normal(size=(60, 5))
+    whole, parts = Sums.empty(3, 2, (3, 4)), []
+    whole.add(x, features)
+    for part in (slice(0, 25), slice(25, 26), slice(26, 60)):
+        parts.append(Sums.empty(3, 2, (3, 4)))
+        parts[-1].add(x[part], features[part])
+    observed = whole.count > 10
+    found = (parts[0] + parts[1] + parts[2]).solve(observed)
+    np.testing.assert_allclose(found, whole.solve(observed), rtol=1e-10, atol=1e-12)
+    for c, i, j in np.ndindex(2, 3, 4):
+        seen = np.isfinite(x[:, c, i, j])
+        best = np.linalg.lstsq(features[seen, :3], x[seen, c, i, j], rcond=None)[0] if observed[c, i, j] else 0
+        np.testing.assert_allclose(found[:, c, i, j], best, atol=1e-10)
