@@ -25,6 +25,9 @@ STAGES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a stage; returns the exit status, 2 for a user's mistake said in one sentence."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["check"]:  # of a path, with no configuration
+        return int(import_module("data_prep.check").main(words[1:]))
     stages = "\n".join(f"  {name:10s} {what}" for name, what in STAGES.items())
     parser = argparse.ArgumentParser(
         "data_prep", description=__doc__, epilog=stages, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and plan, and stop")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     try:
         config = load(PrepConfig, given.config, given.overrides)
         section = getattr(config, given.stage)

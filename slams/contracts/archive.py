@@ -22,6 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
 from slams.contracts.envelope import ContractError, check_header, header, sha256
+from slams.contracts.storage import place
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
@@ -29,6 +30,7 @@ FORMAT, VERSION = "slams-archive", 1
 STATISTICS = "statistics.safetensors"
 EPOCH = np.datetime64("1900-01-01", "D")
 CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
+BLOCK_BYTES = 2**26  # of float32 fields held at once; what is computed from them may take five times as much
 Years = tuple[int, int]
 
 
@@ -90,7 +92,9 @@ def _write_time(group: zarr.Group, time: np.ndarray) -> None:
 
 
 def _write_run(group: zarr.Group, run: np.ndarray) -> None:
-    numbers = group.create_array("run", shape=run.shape, dtype="int32", chunks=run.shape, dimension_names=["time"])
+    numbers = group.create_array(
+        "run", shape=run.shape, dtype="int32", chunks=run.shape, fill_value=-1, dimension_names=["time"]
+    )  # no run is -1: numbers that were lost do not read as one long run
     numbers[:] = run
     numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
 
@@ -236,7 +240,7 @@ class Archive:
     def read(self, where: slice | np.ndarray) -> np.ndarray:
         """Fields x_LCHW of those days in physical units, NaN where missing."""
         with reading(self.path):
-            group = zarr.open_group(self.path, mode="r")
+            group = zarr.open_group(str(self.path), mode="r")
             fields = [array(group, modality.name) for modality in self.spec.modalities]
             found = [np.asarray(f[where] if isinstance(where, slice) else f.oindex[where]) for f in fields]
         parts = []
@@ -244,8 +248,9 @@ class Archive:
             parts.append(values.reshape(len(values), modality.n_channels, *self.spec.grid.shape))
         return np.concatenate(parts, axis=1)
 
-    def blocks(self, where: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
-        """Indices in blocks, so that nothing is loaded whole."""
+    def blocks(self, where: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
+        """Indices in blocks, so that nothing is loaded whole; by default so many days as fit into `BLOCK_BYTES`."""
+        size = size or max(1, BLOCK_BYTES // (4 * self.spec.n_channels * int(np.prod(self.spec.grid.shape))))
         yield from (where[i : i + size] for i in range(0, len(where), size))
 
     def statistics(self) -> Statistics:
@@ -297,16 +302,16 @@ def read_statistics(folder: Path, checksum: str | None) -> Statistics:
 
 
 def open_archive(path: str | Path) -> Archive:
-    """Open an archive.
+    """Open an archive that lies in a folder or at a URL.
 
     Raises:
         ContractError: nothing there, another format or a newer version.
     """
-    path = Path(path)
+    path = place(path)
     if not (path / "zarr.json").is_file():
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
     with reading(path):
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}

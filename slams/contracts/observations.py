@@ -181,8 +181,36 @@ def write_observations(
     for seen in observed:
         writer.write(seen)
     writer.close()
-    root.attrs["content_sha256"] = writer.fingerprint()
+    root.attrs["content_sha256"] = writer.fingerprint.hexdigest()
     consolidate(folder)
+
+
+class Fingerprint:
+    """Of every value, so that an analysis can tell which observations it was drawn from.
+
+    Each array counts by itself, so that it does not depend on the blocks in which they come.
+    """
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, Any] = {}
+        self.operators: dict[str, Operator] = {}
+
+    def add(self, seen: Observed) -> None:
+        """Some days more; those of one name in the order of time."""
+        for part, value in seen.content.items():
+            name = f"{type(seen).__name__} {seen.name} {part}"
+            self.hashes.setdefault(name, hashlib.sha256()).update(value)
+        if isinstance(seen, Gridded):
+            self.operators[seen.name] = seen.operator
+
+    def hexdigest(self) -> str:
+        """The fingerprint of what was added."""
+        found = hashlib.sha256()
+        for name, part in sorted(self.hashes.items()):
+            found.update(f"{name} {part.hexdigest()}".encode())
+        for name, operator in sorted(self.operators.items()):
+            found.update(f"{name} {operator}".encode())
+        return found.hexdigest()
 
 
 class _Writer:
@@ -193,7 +221,7 @@ class _Writer:
         self.gridded: dict[str, GriddedWriter] = {}
         self.stations: StationWriter | None = None
         self.seen: dict[str, bool] = {}
-        self.hashes: dict[str, Any] = {}
+        self.fingerprint = Fingerprint()
 
     def write(self, seen: Observed) -> None:
         if isinstance(seen, Stations):
@@ -205,13 +233,7 @@ class _Writer:
                 self.gridded[seen.name] = GriddedWriter(self.folder, field, self.time, seen)
             self.gridded[seen.name].write(seen)
         self.seen[seen.name] = self.seen.get(seen.name, False) or bool(seen.used.any())
-        self._hash(seen)
-
-    def _hash(self, seen: Observed) -> None:
-        """Each array by itself, so that the fingerprint does not depend on the blocks."""
-        for part, value in seen.content.items():
-            name = f"{type(seen).__name__} {seen.name} {part}"
-            self.hashes.setdefault(name, hashlib.sha256()).update(value)
+        self.fingerprint.add(seen)
 
     def close(self) -> None:
         """Close the table, and refuse what is not whole."""
@@ -223,15 +245,6 @@ class _Writer:
         for name, seen in self.seen.items():
             if not seen:
                 raise ValueError(f"{name}: every value is masked; leave it out, or observe some of it")
-
-    def fingerprint(self) -> str:
-        """Of every value, so that an analysis can tell which observations it was drawn from."""
-        found = hashlib.sha256()
-        for name, part in sorted(self.hashes.items()):
-            found.update(f"{name} {part.hexdigest()}".encode())
-        for name, writer in sorted(self.gridded.items()):
-            found.update(f"{name} {writer.operator}".encode())
-        return found.hexdigest()
 
 
 def open_observations(path: str | Path) -> Observations:
