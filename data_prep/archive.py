@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from rich.progress import track
 
-from data_prep.blocks import Block, Writer, blocks, missing_days
+from data_prep.blocks import Block, Writer, blocks
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.fields import days_of, fingerprints, open_fields, period, specification, static_fields
 from data_prep.stats import fit_statistics
-from data_prep.workers import InOrder, workers
+from data_prep.work import Work
+from data_prep.workers import workers
 from slams.config import to_dict
 from slams.contracts.archive import STATISTICS, Archive, create, extend, finish, open_archive
-from slams.contracts.envelope import is_finished, read_json, write_json
+from slams.contracts.envelope import is_finished
 
-MADE_OF = "made_of.json"
 N_NAMED_DAYS = 5
 MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
 
@@ -42,7 +41,7 @@ def plan(config: ArchiveConfig, whole: PrepConfig) -> list[str]:
 def _state(config: ArchiveConfig, n_days: int) -> str:
     path = Path(config.path)
     if not path.exists():
-        done = len(list(_marks(path).glob("*-*.json")))
+        done = Work(path).n_done()
         return f"{done} blocks are written, the others to be" if done else "to be written"
     old = _grows(config)
     return "stands already" if old is None else f"to be extended by {n_days - len(old.time)} days"
@@ -56,56 +55,26 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
         ValueError: more days of a modality are missing than allowed.
         ContractError: an archive of another form stands there.
     """
-    path = Path(config.path)
-    _tidy(path)
-    old = _grows(config)
+    work = Work(Path(config.path))
+    work.tidy()
+    old, path = _grows(config), work.path
     if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
         return
-    fields, time, aside = open_fields(config), period(config), _aside(path)
+    fields, time = open_fields(config), period(config)
     absent = {name: np.setdiff1d(time, days_of(field)).astype(str).tolist() for name, field in fields.items()}
     _check_missing(absent, time, config)
-    group = _begun(config, fields, time, old)
+    group = _begun(work, config, fields, time, old)
     every = blocks(group, list(fields), len(time))
+    taken = [block for block in every if old is not None and block.stop <= len(old.time)]
+    written = [block for block in every if block not in taken]
     with workers(whole.workers) as in_order:
-        _write(Writer(config, aside, _marks(path), time[0]), every, in_order, 0 if old is None else len(old.time))
-    missing = _missing(every, _marks(path), time, old)
+        told = work.complete(Writer(config, work.aside, time[0]), written, in_order, "archive")
+    missing = _missing_days(written, told, taken, old, time)
     _check_missing(missing, time, config)
     group.attrs.update(_attributes(config) | {"missing_days": missing})
-    found = fit_statistics(open_archive(aside), config.normalise, config.log_precipitation, static_fields(config))
-    finish(aside, *found)
-    _become(path)
-
-
-def _tidy(path: Path) -> None:
-    """Finish what a stop between the last two steps left: the name free, or the marks still there."""
-    before = _before(path)
-    if before.exists() and not path.exists():
-        before.rename(path)
-    if path.exists() and not _aside(path).exists():
-        shutil.rmtree(_marks(path), ignore_errors=True)
-
-
-def _become(path: Path) -> None:
-    """The archive aside takes the name."""
-    for left in _aside(path).rglob("*.partial"):  # by a stop within the writing of a chunk
-        left.unlink()
-    if path.exists():
-        path.rename(_before(path))
-    _aside(path).rename(path)
-    shutil.rmtree(_before(path), ignore_errors=True)
-    shutil.rmtree(_marks(path))
-
-
-def _before(path: Path) -> Path:
-    return path.with_name(path.name + ".before")
-
-
-def _marks(path: Path) -> Path:
-    return path.with_name(path.name + ".blocks")
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    archive = open_archive(work.aside)
+    finish(work.aside, *fit_statistics(archive, config.normalise, config.log_precipitation, static_fields(config)))
+    work.become()
 
 
 def _grows(config: ArchiveConfig) -> Archive | None:
@@ -123,24 +92,20 @@ def _attributes(config: ArchiveConfig) -> dict[str, Any]:
 
 
 def _begun(
-    config: ArchiveConfig, fields: dict[str, xr.DataArray], time: np.ndarray, old: Archive | None
+    work: Work, config: ArchiveConfig, fields: dict[str, xr.DataArray], time: np.ndarray, old: Archive | None
 ) -> zarr.Group:
     """The archive aside: what an earlier call left there, if it was made of the same; else begun anew."""
-    aside, marks = (of(Path(config.path)) for of in (_aside, _marks))
     made_of = {"config": to_dict(config), "files": fingerprints(config)}
     made_of |= {"days_before": 0 if old is None else len(old.time)}
-    note, run = marks / MADE_OF, _run_numbers(fields["temperature"], time)
-    if aside.exists() and note.exists() and read_json(note, "the note of what an archive is made of") == made_of:
-        return zarr.open_group(aside, mode="r+", use_consolidated=False)
-    for folder in (aside, marks):
-        shutil.rmtree(folder, ignore_errors=True)
+    if work.goes_on(made_of):
+        return zarr.open_group(work.aside, mode="r+", use_consolidated=False)
+    run = _run_numbers(fields["temperature"], time)
     if old is None:
-        group = create(aside, specification(config), time, run, _attributes(config), config.decimals)
+        group = create(work.aside, specification(config), time, run, _attributes(config), config.decimals)
     else:
-        shutil.copytree(old.path, aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
-        group = extend(aside, time, run)
-    marks.mkdir()
-    write_json(note, made_of)
+        shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
+        group = extend(work.aside, time, run)
+    work.begun(made_of)
     return group
 
 
@@ -152,22 +117,17 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _write(writer: Writer, every: list[Block], in_order: InOrder, n_before: int) -> None:
-    """The blocks that are neither marked nor taken over."""
-    pending = [b for b in every if b.stop > n_before and not b.mark(writer.marks).exists()]
-    for _ in track(in_order(writer, pending), description="archive", total=len(pending), transient=True):
-        pass
-
-
-def _missing(every: list[Block], marks: Path, time: np.ndarray, old: Archive | None) -> dict[str, list[str]]:
-    """Days on which a modality holds no value: those its files lack, and those on which they hold nothing."""
-    found: dict[str, list[str]] = {block.name: [] for block in every}
-    for block in every:
-        if block.mark(marks).exists():
-            found[block.name] += missing_days(marks, block)
-        elif old is not None:
-            taken = set(time[block.start : block.stop].astype(str))
-            found[block.name] += [day for day in old.attributes["missing_days"][block.name] if day in taken]
+def _missing_days(
+    written: list[Block], told: list[dict[str, Any]], taken: list[Block], old: Archive | None, time: np.ndarray
+) -> dict[str, list[str]]:
+    """Days on which a modality holds no value, those its files lack among them."""
+    found: dict[str, list[str]] = {block.modality: [] for block in written}
+    for block in taken:
+        days = set(time[block.start : block.stop].astype(str))
+        before = [] if old is None else old.attributes["missing_days"][block.modality]
+        found[block.modality] += [day for day in before if day in days]
+    for block, said in zip(written, told, strict=True):
+        found[block.modality] += said["missing_days"]
     return found
 
 

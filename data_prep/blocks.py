@@ -1,12 +1,10 @@
-"""The archive in blocks: whole chunks of one modality, each written once and then marked, so that a stop costs one.
-
-While it is made, the archive lies beside its name as ``NAME.partial``, and its marks in ``NAME.blocks``.
-"""
+"""The archive in blocks, whole chunks of one modality: each is written once, by any process, and shares no file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,7 +14,6 @@ from data_prep.config import ArchiveConfig
 from data_prep.fields import days_of, open_fields
 from slams.config import digest
 from slams.contracts.archive import array, write_block
-from slams.contracts.envelope import read_json, write_json
 
 BLOCK_BYTES, BLOCK_DAYS = 2**26, 384
 _fields: dict[str, dict[str, xr.DataArray]] = {}  # of the configuration that this process works on
@@ -26,13 +23,13 @@ _fields: dict[str, dict[str, xr.DataArray]] = {}  # of the configuration that th
 class Block:
     """Days ``start`` to ``stop`` of one modality."""
 
-    name: str
+    modality: str
     start: int
     stop: int
 
-    def mark(self, marks: Path) -> Path:
-        """The file that says that it is written."""
-        return marks / f"{self.name}-{self.start:06d}-{self.stop:06d}.json"
+    @property
+    def name(self) -> str:
+        return f"{self.modality}-{self.start:06d}-{self.stop:06d}"
 
 
 def blocks(group: zarr.Group, names: list[str], n_days: int) -> list[Block]:
@@ -46,11 +43,6 @@ def blocks(group: zarr.Group, names: list[str], n_days: int) -> list[Block]:
     return found
 
 
-def missing_days(marks: Path, block: Block) -> list[str]:
-    """Days of a finished block that hold no value."""
-    return list(read_json(block.mark(marks), "the mark of a finished block")["missing_days"])
-
-
 @dataclass(frozen=True)
 class Writer:
     """Writes blocks into an archive that is being made.
@@ -58,32 +50,29 @@ class Writer:
     Arguments:
         config: of the stage.
         folder: the archive aside.
-        marks: the folder of marks.
         first_day: of the archive.
     """
 
     config: ArchiveConfig
     folder: Path
-    marks: Path
     first_day: np.datetime64
 
-    def __call__(self, block: Block) -> Block:
-        """Write a block, then its mark."""
-        field = self._field(block.name)
+    def __call__(self, block: Block) -> dict[str, Any]:
+        """Write a block; says on which of its days there is no value."""
+        field = self._field(block.modality)
         days = (days_of(field) - self.first_day).astype(int) - block.start
         found = np.flatnonzero((days >= 0) & (days < block.stop - block.start))
         values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
         values[days[found]] = field[found].compute(scheduler="synchronous").values
-        write_block(zarr.open_group(self.folder, mode="r+", use_consolidated=False), block.name, block.start, values)
+        group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
+        write_block(group, block.modality, block.start, values)
         missing = np.flatnonzero(~np.isfinite(values).any(axis=tuple(range(1, values.ndim))))
-        days_missing = (self.first_day + block.start + missing).astype(str).tolist()
-        write_json(block.mark(self.marks), {"missing_days": days_missing})
-        return block
+        return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
 
-    def _field(self, name: str) -> xr.DataArray:
+    def _field(self, modality: str) -> xr.DataArray:
         """The sources are opened once a process."""
         key = digest(self.config)
         if key not in _fields:
             _fields.clear()
             _fields[key] = open_fields(self.config)
-        return _fields[key][name]
+        return _fields[key][modality]

@@ -7,21 +7,26 @@ perturbation kernel assumes unit variance; both numbers travel in the manifest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from data_prep.config import EncodeConfig, PrepConfig
-from data_prep.shards import write_shards
+from data_prep.shards import Part, Timed, parts, write_manifest, write_shard
+from data_prep.work import Work
+from data_prep.workers import workers
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.config import to_dict
 from slams.contracts.bundle import check_same_make, open_bundle
-from slams.contracts.envelope import is_finished, written_aside
+from slams.contracts.envelope import is_finished
 from slams.contracts.shards import Frame, Manifest, open_shards
 from slams.model import open_autoencoder
+
+STATISTICS_FRAMES = 512  # a task
 
 
 def plan(config: EncodeConfig, whole: PrepConfig) -> list[str]:
@@ -38,58 +43,98 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
     """
     if whole.shards is None:
         raise ValueError("config: has no section 'shards', which this stage needs")
-    source, bundle, path = open_shards(whole.shards.path), open_bundle(config.autoencoder), Path(config.path)
+    source, bundle, work = open_shards(whole.shards.path), open_bundle(config.autoencoder), Work(Path(config.path))
     check_same_make(bundle, source.spec, source.document["statistics_sha256"], source.folder)
     made_by = to_dict(config) | {"autoencoder_sha256": bundle.checksum}
-    if path.exists() and is_finished(path, open_shards(path).document["config"], made_by):
+    work.tidy()
+    if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
         return
-    network = open_autoencoder(bundle)
-    latent = _moments(network, source, config.batch)
-    with written_aside(path) as folder:
-        write_shards(
-            folder,
-            _standardised(network, source, config.batch, latent),
-            spec=source.spec,
-            statistics=source.statistics(),
-            frames_per_shard=config.frames_per_shard,
-            keepbits=config.keepbits,
-            document={
-                "config": made_by,
-                "content": "latent",
-                "splits": source.document["splits"],
-                "autoencoder": bundle.checksum,
-                "latent": latent,
-            },
-        )
+    made_of = {"config": made_by, "shards": [shard["sha256"] for shard in source.document["shards"]]}
+    if not work.goes_on(made_of):
+        work.aside.mkdir(parents=True)
+        work.begun(made_of)
+    splits = {"splits": source.document["splits"], "autoencoder": bundle.checksum}
+    with workers(whole.workers) as in_order:
+        train = parts(source.windows("train", 1), STATISTICS_FRAMES, "statistics")
+        task = Moments(config.autoencoder, source.folder, config.batch)
+        latent = moments(work.complete(task, train, in_order, "latent statistics"))
+        shard = LatentShard(config.autoencoder, source.folder, config.batch, work.aside, config.keepbits, latent)
+        every = parts(np.arange(len(source.frames)), config.frames_per_shard)
+        shards = work.complete(shard, every, in_order, "latent shards")
+    document = {"config": made_by, "content": "latent"} | splits | {"latent": latent}
+    write_manifest(work.aside, shards, source.spec, source.statistics(), config.keepbits, document)
+    work.become()
 
 
-@torch.inference_mode()
-def _encoded(
-    network: Autoencoder | PaperAutoencoder, source: Manifest, frames: Sequence[Frame], batch: int, label: str
-) -> Iterator[tuple[list[Frame], np.ndarray]]:
-    """Latents in batches, (B, Z, h, w)."""
-    for i in track(range(0, len(frames), batch), description=label, transient=True):
-        part = list(frames[i : i + batch])
-        x = torch.from_numpy(np.stack([source.read(frame) for frame in part]))
-        yield part, network.encode(x).numpy()
+@lru_cache(maxsize=1)
+def _network(autoencoder: str) -> Autoencoder | PaperAutoencoder:
+    """Opened once a process."""
+    return open_autoencoder(open_bundle(autoencoder))
 
 
-def _moments(network: Autoencoder | PaperAutoencoder, source: Manifest, batch: int) -> dict[str, Any]:
-    """Mean and standard deviation of each latent channel over the train years."""
-    train = [source.frames[i] for i in source.windows("train", 1)]
-    count, total, square = 0, np.zeros(1), np.zeros(1)
-    for _, z in _encoded(network, source, train, batch, "latent statistics"):
-        z = z.astype(np.float64)
-        count += z[:, 0].size
-        total, square = total + z.sum((0, 2, 3)), square + (z**2).sum((0, 2, 3))
-    mean = total / count
-    return {"mean": mean.tolist(), "std": np.sqrt(square / count - mean**2).tolist()}
+@lru_cache(maxsize=1)
+def _source(folder: Path) -> Manifest:
+    return open_shards(folder)
 
 
-def _standardised(
-    network: Autoencoder | PaperAutoencoder, source: Manifest, batch: int, latent: dict[str, Any]
-) -> Iterator[tuple[np.datetime64, int, np.ndarray]]:
-    mean, std = (np.array(latent[part], np.float32)[:, None, None] for part in ("mean", "std"))
-    for part, z in _encoded(network, source, source.frames, batch, "latent shards"):
-        for frame, values in zip(part, (z - mean) / std, strict=True):
-            yield frame.time, frame.run, values
+@dataclass(frozen=True)
+class Encoder:
+    """Latents of frames of a shard set.
+
+    Arguments:
+        autoencoder: its bundle.
+        source: shard set of states.
+        batch: frames encoded at once.
+    """
+
+    autoencoder: str
+    source: Path
+    batch: int
+
+    @torch.inference_mode()
+    def encoded(self, where: tuple[int, ...]) -> Iterator[tuple[list[Frame], np.ndarray]]:
+        """Frames and their latents in batches, (B, Z, h, w)."""
+        source, network = _source(self.source), _network(self.autoencoder)
+        for i in range(0, len(where), self.batch):
+            part = [source.frames[j] for j in where[i : i + self.batch]]
+            yield part, network.encode(torch.from_numpy(np.stack(source.read_all(part)))).numpy()
+
+
+@dataclass(frozen=True)
+class Moments(Encoder):
+    """Sums of latents over frames."""
+
+    def __call__(self, part: Part) -> dict[str, Any]:
+        """Number of values, and their sum and sum of squares by channel."""
+        count, total, square = 0, np.zeros(1), np.zeros(1)
+        for _, z in self.encoded(part.where):
+            z = z.astype(np.float64)
+            count += z[:, 0].size
+            total, square = total + z.sum((0, 2, 3)), square + (z**2).sum((0, 2, 3))
+        return {"count": count, "total": total.tolist(), "square": square.tolist()}
+
+
+def moments(sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of each latent channel."""
+    count = sum(part["count"] for part in sums)
+    mean, square = (np.sum([part[name] for part in sums], axis=0) / count for name in ("total", "square"))
+    return {"mean": mean.tolist(), "std": np.sqrt(square - mean**2).tolist()}
+
+
+@dataclass(frozen=True)
+class LatentShard(Encoder):
+    """Writes a shard of standardised latents."""
+
+    folder: Path
+    keepbits: int
+    latent: dict[str, Any]
+
+    def __call__(self, part: Part) -> dict[str, Any]:
+        """Write a shard and return its entry in the manifest."""
+        return write_shard(self.folder / f"{part.name}.tar", self._standardised(part), self.keepbits)
+
+    def _standardised(self, part: Part) -> Iterator[Timed]:
+        mean, std = (np.array(self.latent[name], np.float32)[:, None, None] for name in ("mean", "std"))
+        for frames, z in self.encoded(part.where):
+            for frame, values in zip(frames, (z - mean) / std, strict=True):
+                yield frame.time, frame.run, values

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from webdataset import TarWriter
 
 from data_prep.config import PrepConfig, ShardsConfig
+from data_prep.work import Work
+from data_prep.workers import workers
 from slams.config import to_dict
-from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import header, is_finished, sha256, write_json, written_aside
+from slams.contracts.archive import open_archive
+from slams.contracts.envelope import header, is_finished, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.spec import StateSpec
 from slams.statistics import Statistics
+
+Timed = tuple[np.datetime64, int, np.ndarray]
 
 
 def plan(config: ShardsConfig, whole: PrepConfig) -> list[str]:
@@ -33,37 +38,68 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     Raises:
         ContractError: no archive, or shards of another configuration in the way.
     """
-    path, made_by = Path(config.path), to_dict(config) | {"archive": to_dict(whole.archive)}
-    if path.exists() and is_finished(path, open_shards(path).document["config"], made_by):
+    work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
+    work.tidy()
+    if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
         return
     archive = open_archive(whole.archive.path)
-    with written_aside(path) as folder:
-        write_shards(
-            folder,
-            _frames(archive),
-            spec=archive.spec,
-            statistics=archive.statistics(),
-            frames_per_shard=config.frames_per_shard,
-            keepbits=config.keepbits,
-            document={"config": made_by, "content": "state", "splits": archive.splits},
-        )
-
-
-def _frames(archive: Archive) -> Iterator[tuple[np.datetime64, int, np.ndarray]]:
-    """Standardised frames of every split in time order; a day on which a whole modality is missing is left out."""
-    statistics = archive.statistics()
+    made_of = {"config": made_by, "statistics": archive.attributes["statistics_sha256"]}
+    if not work.goes_on(made_of):
+        work.aside.mkdir(parents=True)
+        work.begun(made_of)
     days = np.sort(np.concatenate([archive.days(split) for split in archive.splits]))
-    blocks = list(archive.blocks(days))
-    for block in track(blocks, description="shards", transient=True):
-        x = statistics.standardise(archive.read(block), archive.time[block])
-        for i, frame in zip(block, x, strict=True):
-            if np.isfinite(frame).any(axis=(1, 2)).all():
-                yield archive.time[i], int(archive.run[i]), frame
+    task = StateShard(archive.path, work.aside, config.keepbits)
+    with workers(whole.workers) as in_order:
+        shards = work.complete(task, parts(days, config.frames_per_shard), in_order, "shards")
+    document = {"config": made_by, "content": "state", "splits": archive.splits}
+    write_manifest(work.aside, shards, archive.spec, archive.statistics(), config.keepbits, document)
+    work.become()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one shard is made of: indices of days of an archive, or of frames of another shard set."""
+
+    number: int
+    where: tuple[int, ...]
+    kind: str = "frames"
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.number:05d}"
+
+
+def parts(where: np.ndarray, size: int, kind: str = "frames") -> list[Part]:
+    """So many at a time, in order."""
+    starts = range(0, len(where), size)
+    return [Part(i, tuple(where[start : start + size].tolist()), kind) for i, start in enumerate(starts)]
+
+
+@dataclass(frozen=True)
+class StateShard:
+    """Writes a shard of standardised states; a day on which a whole channel is missing is left out."""
+
+    archive: Path
+    folder: Path
+    keepbits: int
+
+    def __call__(self, part: Part) -> dict[str, Any]:
+        """Write a shard and return its entry in the manifest."""
+        return write_shard(self.folder / f"{part.name}.tar", self._frames(np.array(part.where)), self.keepbits)
+
+    def _frames(self, days: np.ndarray) -> Iterator[Timed]:
+        archive = open_archive(self.archive)
+        statistics = archive.statistics()
+        for block in archive.blocks(days):
+            x = statistics.standardise(archive.read(block), archive.time[block])
+            for i, frame in zip(block, x, strict=True):
+                if np.isfinite(frame).any(axis=(1, 2)).all():
+                    yield archive.time[i], int(archive.run[i]), frame
 
 
 def write_shards(
     folder: Path,
-    frames: Iterable[tuple[np.datetime64, int, np.ndarray]],
+    frames: Iterable[Timed],
     *,
     spec: StateSpec,
     statistics: Statistics,
@@ -71,40 +107,53 @@ def write_shards(
     keepbits: int,
     document: dict[str, Any],
 ) -> None:
-    """Write frames (valid day, run, values (C, H, W)) in time order, then the manifest.
+    """Write frames that come in time order, so many a shard, then the manifest; as `write_manifest` wants it."""
+    shards = []
+    remaining = iter(frames)
+    while some := list(islice(remaining, frames_per_shard)):
+        shards.append(write_shard(folder / f"frames-{len(shards):05d}.tar", some, keepbits))
+    write_manifest(folder, shards, spec, statistics, keepbits, document)
+
+
+def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str, Any]:
+    """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest."""
+    found: list[dict[str, Any]] = []
+    shape: tuple[int, ...] = ()
+    with TarWriter(str(path), mtime=0) as writer:  # no clock: same frames, same bytes
+        for time, run, values in frames:
+            data, shape = encode_frame(values, keepbits), values.shape
+            writer.write({"__key__": str(time).replace("-", ""), MEMBER: data})
+            found.append({"time": str(time), "run": int(run), "size": len(data), "crc32": zlib.crc32(data)})
+    with tarfile.open(path) as tar:
+        for frame, member in zip(found, tar, strict=True):
+            frame["offset"] = member.offset_data
+    if not found:
+        path.unlink()
+        return {"frames": []}
+    entry = {"file": path.name, "frames": found, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return entry | {"shape": list(shape)}
+
+
+def write_manifest(
+    folder: Path,
+    shards: Sequence[dict[str, Any]],
+    spec: StateSpec,
+    statistics: Statistics,
+    keepbits: int,
+    document: dict[str, Any],
+) -> None:
+    """Write the manifest, and the statistics beside it.
 
     Arguments:
+        shards: what `write_shard` returned, in time order.
         document: ``config``, ``content``, ``splits``, and for latents ``autoencoder`` and ``latent``.
     """
     statistics.save(folder / "statistics.safetensors")
-    shards: list[dict[str, Any]] = []
-    writer: TarWriter | None = None
-    shape: tuple[int, ...] = ()
-    for i, (time, run, values) in enumerate(frames):
-        if i % frames_per_shard == 0:
-            _close(writer, folder, shards)
-            shards.append({"file": f"frames-{len(shards):05d}.tar", "frames": []})
-            writer = TarWriter(str(folder / shards[-1]["file"]), mtime=0)  # no clock: same frames, same bytes
-        data, shape = encode_frame(values, keepbits), values.shape
-        assert writer is not None
-        writer.write({"__key__": str(time).replace("-", ""), MEMBER: data})
-        entry = {"time": str(time), "run": int(run), "size": len(data), "crc32": zlib.crc32(data)}
-        shards[-1]["frames"].append(entry)
-    _close(writer, folder, shards)
-    config = document.pop("config")
-    manifest = header(FORMAT, VERSION, config) | document | {"spec": spec.to_json(), "shape": list(shape)}
+    filled = [shard for shard in shards if shard["frames"]]
+    entries = [{key: value for key, value in shard.items() if key != "shape"} for shard in filled]
+    more = {key: value for key, value in document.items() if key != "config"}
+    manifest = header(FORMAT, VERSION, document["config"]) | more
+    manifest |= {"spec": spec.to_json(), "shape": filled[0]["shape"] if filled else []}
     manifest |= {"codec": {"bitround_keepbits": keepbits, "compressor": COMPRESSOR.get_config()}}
-    manifest |= {"statistics_sha256": sha256(folder / "statistics.safetensors"), "shards": shards}
+    manifest |= {"statistics_sha256": sha256(folder / "statistics.safetensors"), "shards": entries}
     write_json(folder / "manifest.json", manifest)
-
-
-def _close(writer: TarWriter | None, folder: Path, shards: list[dict[str, Any]]) -> None:
-    """Close a shard and enter its size, checksum, and where each member's bytes begin."""
-    if writer is None:
-        return
-    writer.close()
-    path = folder / shards[-1]["file"]
-    with tarfile.open(path) as tar:
-        for frame, member in zip(shards[-1]["frames"], tar, strict=True):
-            frame["offset"] = member.offset_data
-    shards[-1] |= {"bytes": path.stat().st_size, "sha256": sha256(path)}

@@ -6,7 +6,6 @@ that were observed there; the standard deviation is that of the departures from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,6 @@ import numpy as np
 from slams.contracts.archive import Archive
 from slams.statistics import Kind, Statistics, day_features
 
-BLOCK_BYTES = 2**26  # of float32 fields held at once; what is computed from them takes five times as much
 OBSERVED_SHARE = 0.5  # a cell counts as observed where at least this share of the train days has a value
 
 
@@ -35,7 +33,7 @@ def fit_statistics(
     log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
     unit = Statistics(np.zeros((1, *_per_channel(log1p))), np.ones(_per_channel(log1p)), log1p, np.zeros(0))
     sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
-    for block in _blocks(archive, days):
+    for block in archive.blocks(days):
         sums.add(unit.standardise(archive.read(block), archive.time[block]), day_features(archive.time[block]))
     observed = sums.count >= OBSERVED_SHARE * len(days)
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
@@ -49,11 +47,6 @@ def fit_statistics(
 
 def _per_channel(value: np.ndarray) -> tuple[int, int, int]:
     return len(value), 1, 1
-
-
-def _blocks(archive: Archive, days: np.ndarray) -> Iterator[np.ndarray]:
-    day_bytes = 4 * archive.spec.n_channels * int(np.prod(archive.spec.grid.shape))
-    return archive.blocks(days, max(1, BLOCK_BYTES // day_bytes))
 
 
 @dataclass
@@ -125,7 +118,7 @@ def _deviations(archive: Archive, centred: Statistics, days: np.ndarray) -> tupl
     """Standard deviation of the departures (C, 1, 1), and of the physical values around their global mean."""
     area = archive.spec.grid.area_weights
     sums = np.zeros((4, archive.spec.n_channels))
-    for block in _blocks(archive, days):
+    for block in archive.blocks(days):
         x = archive.read(block).astype(np.float64)
         departure = centred.standardise(x, archive.time[block]).astype(np.float64)
         weight = np.isfinite(x) * area
