@@ -80,6 +80,15 @@ def test_final_and_preliminary_era5_in_one_file_are_one_field(tmp_path, boundary
     assert_kelvin(opened, (0, 6, 12, 18), PACKING_K)
 
 
+def test_where_both_stand_the_final_era5_is_taken(tmp_path):
+    path = climate_data_store_old(tmp_path / "t.nc", times(LEAP, 2), preliminary_from="2004-02-29")
+    with Dataset(path, "a") as file:
+        file["t"][:, 1] = 300.0
+    opened = open_temperature([path], [500])
+    assert_kelvin(opened[:1], atol=PACKING_K)
+    np.testing.assert_allclose(opened[1], 300.0, atol=PACKING_K)  # the final is not there yet
+
+
 def test_other_experiments_side_by_side_are_refused(tmp_path):
     path = climate_data_store_old(tmp_path / "t.nc", times(LEAP, 2), preliminary_from=LEAP)
     with Dataset(path, "a") as file:
@@ -216,6 +225,14 @@ def test_a_calendar_that_no_day_lived_by_is_refused(tmp_path, calendar):
 def test_a_day_twice_in_one_file_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"p\.nc: precipitation: day 2004-02-29 stands twice; once is allowed"):
         open_precipitation([stamped(tmp_path, [0, 24, 24, 48])])
+
+
+def test_files_whose_days_alternate_are_put_in_order(tmp_path):
+    days = times(LEAP, 6)
+    paths = [climate_data_store_new(tmp_path / f"{i}.nc", days[i::2], (500,)) for i in (1, 0)]
+    opened = open_temperature(paths, [500])
+    assert day_names(opened) == days.astype("datetime64[D]").astype(str).tolist()
+    assert_kelvin(opened)
 
 
 def test_a_year_file_cut_short_has_the_days_it_has(tmp_path):
