@@ -152,6 +152,12 @@ def test_the_day_is_the_nominal_hours_and_the_release_stands_in_for_it(tmp_path,
     assert read(tmp_path / "x.txt").time[0] == np.datetime64(f"2010-06-01T{meant:02d}:00")
 
 
+@pytest.mark.parametrize(("station", "moves"), [("ZZV000ABCDE", True), ("ASM00094203", False), ("VVX00000001", False)])
+def test_volunteer_ships_may_move(tmp_path, station, moves):
+    (tmp_path / "x.txt").write_text(sounding(FIRST, [level(500, -20)], station=station))
+    assert read(tmp_path / "x.txt").moves.tolist() == [moves]
+
+
 GOOD = sounding(FIRST, [level(1000, 1.5), level(500, -20)]) + sounding(LAST, [level(500, -21.3)])
 
 
@@ -230,6 +236,16 @@ def test_a_table_in_parquet_says_the_same(tmp_path):
     for field in fields(Reports):
         text, binary = (getattr(read_table(tmp_path / name, SPEC), field.name) for name in ("t.csv", "t.parquet"))
         np.testing.assert_array_equal(text, binary)
+
+
+def test_what_a_table_refuses_itself_need_not_be_right_and_is_not_used(tmp_path):
+    header, *rows = TABLE.strip().split("\n")
+    rows[1] = rows[1].replace(",850,temperature,275.5", ",,temperature,")
+    text = "\n".join([header + ",qc", rows[0] + ",0", rows[1] + ",3", rows[2] + ","])
+    (tmp_path / "t.csv").write_text(text)
+    found = read_table(tmp_path / "t.csv", SPEC)
+    assert found.refused.tolist() == [False, True, False] and np.isnan(found.value).tolist() == [False, True, False]
+    assert checked(found) == [0, CODES["provider"], 0]
 
 
 @pytest.mark.parametrize(
@@ -329,6 +345,7 @@ def test_equal_reports_count_once_and_contradicting_ones_not_at_all():
     hour = np.array([0, 0, 1, 1, 2, 2, 2, 3, 4])
     given = reports([250, 250, 251, 252, 253, 253, 254, 255, 256], time=np.datetime64("2010-06-01T00:00") + 60 * hour)
     assert checked(given) == [0, 6, 5, 5, 5, 5, 5, 0, 0]
+    assert checked(given.take(np.arange(9)[::-1])) == [0, 0, 5, 5, 5, 5, 5, 0, 6]
     apart = {"level_hpa": [500] * 8 + [501], "station_id": np.array(["a"] * 8 + ["b"], object)}
     same = reports([250.0] * 9, time=np.full(9, FIRST.astype("datetime64[m]")), **apart)
     assert checked(same) == [0, *[6] * 7, 0]
@@ -349,6 +366,8 @@ def test_a_station_that_is_elsewhere_once_is_rejected_there_unless_it_is_a_ship(
     latitude = [48.2, 48.2, -48.2, 48.6, 48.7, 48.2]  # 0.4 degrees are 44 km, 0.5 are 56 km
     assert checked(reports([250] * 6, latitude=latitude)) == [0, 0, 3, 0, 3, 0]
     assert checked(reports([250] * 6, latitude=latitude, moves=np.ones(6, bool))) == [0] * 6
+    longitude = [16.4, 16.4, 17.2, 17.4]  # at 60 degrees north 44 km and 56 km
+    assert checked(reports([250] * 4, latitude=[60] * 4, longitude=longitude)) == [0, 0, 0, 3]
     seam = reports([250] * 3, longitude=[179.9, 179.9, -179.9])
     assert checked(seam) == [0, 0, 0]
     other = np.array(["a", "b", "a", "b"], object)
@@ -393,7 +412,8 @@ def test_rain_is_compared_in_its_logarithm_where_gauges_are():
 
 
 def test_reports_are_counted_by_reason_at_the_nearest_level():
-    given = reports([250, 999, 280, 999], level_hpa=[500, 520, 980, np.nan], refused=[False, False, False, True])
+    level_hpa = [250, 520, 980, np.nan]  # 250 is nearer to 500 than to 100 in its logarithm
+    given = reports([230, 999, 280, 999], level_hpa=level_hpa, refused=[False, False, False, True])
     found = counts(given, np.array(checked(given)), SPEC)
     nothing = dict.fromkeys(CODES, 0) | {"variable": "temperature"}
     assert found == [
