@@ -1,5 +1,6 @@
 """`python -m data_prep STAGE CONFIG [key.path=value ...]`: one stage of the preparation of a data set.
 
+`python -m data_prep check PATH`: whether an archive, a shard set or another result is sound, and what is wrong with it.
 A stage whose result stands already, made by the same configuration, has nothing to do; the same command resumes.
 """
 
@@ -15,12 +16,14 @@ from slams.config import load, to_yaml
 STAGES = {
     "world": "run the general circulation model that writes the sample archives",
     "archive": "raw archives -> one archive on one grid, joined by date, with train-year statistics",
+    "report": "archive -> one HTML page beside it: coverage, what is missing, maps, histograms, sizes",
     "shards": "archive -> WebDataset shards of standardised frames",
     "encode": "shards of states -> shards of latents, by a trained autoencoder",
     "observe": "archive -> simulated observations of a split",
     "stations": "reports of real stations, soundings or a table -> observations, with quality control",
     "background": "archive -> simulated backgrounds (first guesses) of a split",
 }
+SECTIONS = {"report": "archive"}  # of the configuration, where it is not named like the stage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     try:
         config = load(PrepConfig, given.config, given.overrides)
-        section = getattr(config, given.stage)
+        section = getattr(config, SECTIONS.get(given.stage, given.stage))
         if section is None:
             raise ValueError(f"config {given.config}: has no section {given.stage!r}, which this stage needs")
         # A stage is loaded by name, so that those without torch start without it.
@@ -48,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.write(to_yaml(section) + "\n".join(stage.plan(section, config)) + "\n")
         else:
             stage.run(section, config)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(f"data_prep {given.stage}: {error}; pip install 'slams[plots]'\n")
+        return 2
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"data_prep {given.stage}: {' '.join(str(error).split())}\n")
         return 2

@@ -18,26 +18,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from slams.contracts.observations import Gridded, Observed, Stations
 from slams.interpolate import usable
+from slams.page import COAST, COLOURS, FIGURE_STYLE, INK, MUTED, UNSEEN
 from slams.spec import Grid, Modality, StateSpec
 
-INK, MUTED, UNSEEN = "#1c2733", "#5b6770", "#e7e9ec"
 STATION = 14  # area of a station's point, in square points
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 SCORES = {"rmse": "RMSE of the mean", "crps": "CRPS", "spread_skill": "spread-skill ratio"}
 # Okabe and Ito's colours, told apart by every eye
 BASELINES = {
@@ -48,9 +32,6 @@ BASELINES = {
     "autoencoder": ("#009e73", ":"),
 }
 WITHHELD = (("#56b4e9", "--"), ("#cc79a7", "--"), ("#0072b2", "-."), ("#f0e442", "--"))
-# Even in lightness; longwave as a satellite shows it, cold cloud tops white
-COLOURS = {"state": "plasma", "in_situ": "YlGnBu", "ex_situ": "gray_r"}
-COAST = {"gray_r": "#e69f00"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +85,7 @@ def profiles(scores: dict[str, Any]) -> Figure | None:
     levels_hpa = scores["levels_hpa"]
     if not levels_hpa:
         return None
-    with rc_context(STYLE):
+    with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 4.9))
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
@@ -156,7 +137,7 @@ def state_maps(example: Example, modality: Modality) -> Figure:
     # over-large errors of single cells would bleach the map
     largest = float(np.nanpercentile(np.abs(error), 99.5)) or 1.0
     at = f" at {modality.level_hpa[channel]} hPa" if modality.level_hpa else ""
-    with rc_context(STYLE):
+    with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(11, 5.3))
         panels = figure.subplots(2, 3, sharex=True, sharey=True)
         _map(panels[0, 0], example, truth, "truth", units, colours, norm)
@@ -173,7 +154,7 @@ def state_maps(example: Example, modality: Modality) -> Figure:
 
 def surface_maps(example: Example, modalities: list[Modality]) -> Figure:
     """Truth, observation and analysis mean of the other modalities, one a row."""
-    with rc_context(STYLE):
+    with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(11, 2.55 * len(modalities) + 0.3))
         panels = figure.subplots(len(modalities), 3, sharex=True, sharey=True, squeeze=False)
         for row, modality in zip(panels, modalities, strict=True):
@@ -245,9 +226,7 @@ def _filled(axes: Axes, grid: Grid, field: np.ndarray, style: dict[str, Any]) ->
     return axes.pcolormesh(edges, grid.latitude_bounds, rolled, rasterized=True, **style)
 
 
-def _finished(
-    axes: Axes, example: Example, drawn: ScalarMappable | None, title: str, units: str, colours: str
-) -> None:
+def _finished(axes: Axes, example: Example, drawn: ScalarMappable | None, title: str, units: str, colours: str) -> None:
     """What every map has: a title, a coast, and, if anything is drawn, a colour bar."""
     axes.set_facecolor(UNSEEN)
     axes.set_title(title)
@@ -274,7 +253,7 @@ def _coast(axes: Axes, coast: np.ndarray, grid: Grid, colour: str) -> None:
 def rank_histogram(ranks_CR: np.ndarray) -> Figure:
     """Share of the truth at each rank among the members, all levels pooled, as a multiple of what is expected."""
     relative = ranks_CR.mean(axis=0) * ranks_CR.shape[1]
-    with rc_context(STYLE):
+    with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(6, 2.7))
         axes = figure.subplots()
         axes.bar(range(len(relative)), relative, width=0.86, color="#3f7cc4")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -19,9 +16,8 @@ from sample import figures
 from sample.config import SampleConfig
 from sample.figures import Example, label
 from slams.config import to_yaml
+from slams.page import cards, document, figure, table
 
-DPI = 130
-PHONE_INCHES = 7  # a broader figure would be too small on a phone, and is scrolled instead
 # A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
 RELIABLE_WITHIN = 0.1
 FEW_BLOCKS = 10
@@ -125,9 +121,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def write(
-    folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.ndarray, config: SampleConfig
-) -> Path:
+def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.ndarray, config: SampleConfig) -> Path:
     """Write report.html, maps.png and profiles.png into a folder; returns the page's path.
 
     Arguments:
@@ -136,16 +130,17 @@ def write(
     state = example.spec.modality(scores["variable"])
     others = [m for m in example.spec.modalities if m.name in scores["other_modalities"]]
     profiles = figures.profiles(scores)
+    title = f"Verification of {Path(config.folder).name}"
     parts = {
-        "title": html.escape(f"Verification of {Path(config.folder).name}"),
+        "title": html.escape(title),
         "subtitle": _subtitle(scores, example),
         "summary": " ".join(html.escape(s) for s in sentences(scores)),
         "cards": _cards(scores),
         "table": _table(scores),
         "costs": _costs(scores),
-        "profiles": _figure(profiles, PROFILE_WORDS, folder / "profiles.png") if profiles else "",
+        "profiles": figure(profiles, PROFILE_WORDS, folder / "profiles.png") if profiles else "",
         "levels": _levels(scores),
-        "maps": _figure(figures.state_maps(example, state), _map_words(example), folder / "maps.png"),
+        "maps": figure(figures.state_maps(example, state), _map_words(example), folder / "maps.png"),
         "ranks": _ranks(ranks_CR),
         "others": _others(scores, figures.surface_maps(example, others) if others else None),
         "autoencoder": _autoencoder_words(scores),
@@ -153,7 +148,7 @@ def write(
         "provenance": _provenance(scores),
     }
     page = folder / "report.html"
-    page.write_text(PAGE.substitute(parts), encoding="utf-8")
+    page.write_text(document(title, BODY.substitute(parts)), encoding="utf-8")
     return page
 
 
@@ -174,13 +169,14 @@ def _cards(scores: dict[str, Any]) -> str:
     """The numbers to see first."""
     own, units = scores["systems"]["analysis"], scores["units"]
     rival, error = min(_rivals(scores).items(), key=lambda pair: pair[1])
-    cards = [
-        (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
-        (f"{own['crps']['mean']:.2f} {units}", "CRPS"),
-        (f"{own['spread_skill']['mean']:.2f}" if scores["members"] > 1 else "-", "spread-skill (1 is reliable)"),
-        (f"{error:.2f} {units}", f"RMSE of {label(rival)}"),
-    ]
-    return "".join(f"<div><b>{html.escape(number)}</b><span>{name}</span></div>" for number, name in cards)
+    return cards(
+        [
+            (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
+            (f"{own['crps']['mean']:.2f} {units}", "CRPS"),
+            (f"{own['spread_skill']['mean']:.2f}" if scores["members"] > 1 else "-", "spread-skill (1 is reliable)"),
+            (f"{error:.2f} {units}", f"RMSE of {label(rival)}"),
+        ]
+    )
 
 
 def _table(scores: dict[str, Any]) -> str:
@@ -192,7 +188,7 @@ def _table(scores: dict[str, Any]) -> str:
         best = [row.system == _best(scores["systems"], score) for score in ("rmse", "crps", "spread_skill")]
         cells = [_bold(row.rmse, best[0]), row.interval, _bold(row.crps, best[1]), _bold(row.spread_skill, best[2])]
         body.append((label(row.system), cells))
-    return _html_table(heads, body)
+    return table(heads, body)
 
 
 def _costs(scores: dict[str, Any]) -> str:
@@ -210,15 +206,6 @@ def _bold(text: str, best: bool) -> str:
     return f"<b>{text}</b>" if best and text != "-" else text
 
 
-def _html_table(heads: Iterable[str], body: Iterable[tuple[str, list[str]]]) -> str:
-    head = "".join(f"<th>{text}</th>" for text in ("", *heads))
-    lines = "".join(
-        f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        for name, cells in body
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
 def _levels(scores: dict[str, Any]) -> str:
     """Every number by level, folded away."""
     if not scores["levels_hpa"]:
@@ -232,7 +219,7 @@ def _levels(scores: dict[str, Any]) -> str:
             if score != "spread_skill" or scores["ensemble_size"][name] > 1
         ]
         if body:
-            tables.append(f"<h3>{title}{units}</h3>" + _html_table([f"{v} hPa" for v in scores["levels_hpa"]], body))
+            tables.append(f"<h3>{title}{units}</h3>" + table([f"{v} hPa" for v in scores["levels_hpa"]], body))
     return f"<details><summary>All numbers by level</summary>{''.join(tables)}</details>"
 
 
@@ -241,15 +228,15 @@ def _others(scores: dict[str, Any], maps: Figure | None) -> str:
     if maps is None:
         return ""
     found = []
-    for name, table in scores["other_modalities"].items():
-        units, systems = html.escape(table["units"]), figures.shown(scores, table["systems"])
+    for name, scored in scores["other_modalities"].items():
+        units, systems = html.escape(scored["units"]), figures.shown(scores, scored["systems"])
         body = [
             (label(system), [_bold(f"{v[s]['mean']:.2f}", system == _best(systems, s)) for s in ("rmse", "crps")])
             for system, v in systems.items()
         ]
-        found.append(f"<h3>{html.escape(name)}</h3>" + _html_table([f"RMSE ({units})", f"CRPS ({units})"], body))
+        found.append(f"<h3>{html.escape(name)}</h3>" + table([f"RMSE ({units})", f"CRPS ({units})"], body))
     words = "Verified where the truth is known (rain: land). Interpolation of what was not observed is climatology."
-    return f"<h2>Other modalities</h2>{''.join(found)}" + _figure(maps, words)
+    return f"<h2>Other modalities</h2>{''.join(found)}" + figure(maps, words)
 
 
 def _map_words(example: Example) -> str:
@@ -269,7 +256,7 @@ def _ranks(ranks_CR: np.ndarray) -> str:
         f"How often the truth takes each rank among the members, all levels together. It lies outside the ensemble in "
         f"{outside:.1f} % of cells; {200 / n_ranks:.1f} % is expected. A U shape is too little spread, a dome too much."
     )
-    return "<h2>Rank histogram</h2>" + _figure(figures.rank_histogram(ranks_CR), words)
+    return "<h2>Rank histogram</h2>" + figure(figures.rank_histogram(ranks_CR), words)
 
 
 def _autoencoder_words(scores: dict[str, Any]) -> str:
@@ -278,59 +265,10 @@ def _autoencoder_words(scores: dict[str, Any]) -> str:
     return ""
 
 
-def _figure(figure: Figure, words: str, path: Path | None = None) -> str:
-    """A figure inside the page, and as a file where a path is given."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
-    if path is not None:
-        path.write_bytes(drawn.getvalue())
-    source = base64.b64encode(drawn.getvalue()).decode()
-    caption = html.escape(words)
-    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
-    broad = " broad" if figure.get_figwidth() > PHONE_INCHES else ""
-    return f'<figure><div class="wide{broad}">{image}</div><figcaption>{caption}</figcaption></figure>'
-
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { --ink: #1c2733; --muted: #5b6770; --line: #dfe3e7; --accent: #0b3d91; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.1rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.3rem 0 .3rem; }
-p { max-width: 46rem; }
-.muted, figcaption { color: var(--muted); font-size: .9rem; }
-.summary { font-size: 1.1rem; margin: 1.2rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; }
-.cards div { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
-.cards b { display: block; font-size: 1.55rem; color: var(--accent); font-variant-numeric: tabular-nums; }
-.cards span { color: var(--muted); font-size: .85rem; }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); }
-tbody th { text-align: left; font-weight: 500; }
-td b { color: var(--accent); }
-figure { margin: 1.2rem 0; }
-img { max-width: 100%; height: auto; display: block; }
-.broad img { min-width: 44rem; }
-ul { padding-left: 1.2rem; max-width: 46rem; }
-details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
-pre { background: #f5f6f8; border-radius: .5rem; padding: .9rem; overflow-x: auto; font-size: .82rem; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
+BODY = Template("""<h1>$title</h1>
 <p class="muted">$subtitle</p>
 <p class="summary">$summary</p>
-<div class="cards">$cards</div>
+$cards
 <h2>Scores</h2>
 $table
 <p class="muted">Area-weighted means over all cells, dates and levels; bold is best. The baselines are given the same
@@ -346,6 +284,4 @@ $others
 <p>To make this page again: <code>python -m sample verify CONFIG</code>, with this configuration.</p>
 <details><summary>Configuration</summary><pre>$config</pre></details>
 <details><summary>Versions and checksums</summary><pre>$provenance</pre></details>
-</body>
-</html>
 """)
