@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from data_prep.limits import StationsConfig
 from data_prep.masks import SwathConfig
+from data_prep.regrid import RegridConfig
 from data_prep.workers import WorkersConfig
 from data_prep.world import WorldConfig
 from slams.contracts.gridded import Operator, OperatorKind
@@ -20,7 +21,7 @@ MASKS = ("land", "ocean", "swath", "network")
 
 @dataclass(frozen=True)
 class SourcesConfig:
-    """Where the raw archives lie: glob patterns, relative to the working directory.
+    """Where the raw archives lie: a glob pattern of files or Zarr stores, relative to the working directory, or a URL.
 
     An empty pattern leaves that modality out. `static` gives land-sea mask and orography.
     """
@@ -44,6 +45,7 @@ class ArchiveConfig:
         normalise: ``scalar`` (the paper) or ``anomaly`` (from a smooth day-of-year climatology).
         log_precipitation: standardise log(1 + rain) in place of rain.
         decimals: of each value that are kept, in its unit (2: an error of 0.005 at most); null keeps every bit.
+        regrid: the method of each modality.
     """
 
     path: str
@@ -58,6 +60,7 @@ class ArchiveConfig:
     normalise: Kind = "anomaly"
     log_precipitation: bool = False
     decimals: int | None = 2
+    regrid: RegridConfig = field(default_factory=RegridConfig)
 
     def __post_init__(self) -> None:
         if self.decimals is not None and self.decimals < 0:

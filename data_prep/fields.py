@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from data_prep.config import ArchiveConfig
-from data_prep.regrid import conservative
+from data_prep.regrid import conservative, regrid
 from data_prep.sources import SourceError, open_olr, open_precipitation, open_static, open_temperature
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
@@ -41,7 +41,7 @@ def open_fields(config: ArchiveConfig) -> dict[str, xr.DataArray]:
     if sources.olr:
         fields["olr"] = open_olr(_files("olr", sources.olr))
     grid = specification(config).grid
-    return {name: conservative(field, grid) for name, field in fields.items()}
+    return {name: regrid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
 
 
 def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ Any ratio of resolutions works, finer targets included; longitude is periodic; l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
@@ -32,6 +33,15 @@ HORIZONTAL = ("latitude", "longitude")
 GAP_RATIO = 1.5  # a step between meridians that is this much wider than usual is a gap, not a cell
 DECIMALS = 9  # of a degree: a target on a source's centre is on it, whatever the rounding
 Method = Literal["conservative", "bilinear", "nearest"]
+
+
+@dataclass(frozen=True)
+class RegridConfig:
+    """How each modality comes onto the grid: by area means, which keep its global mean, or by values at points."""
+
+    temperature: Method = "conservative"
+    precipitation: Method = "conservative"
+    olr: Method = "conservative"
 
 
 def regrid(

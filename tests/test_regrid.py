@@ -8,7 +8,10 @@ import pytest
 import xarray as xr
 from scipy.spatial import cKDTree
 
-from data_prep.regrid import METHODS, bilinear, conservative, nearest, observed_share, regrid
+from data_prep.config import ArchiveConfig, SourcesConfig
+from data_prep.fields import open_fields
+from data_prep.regrid import METHODS, RegridConfig, bilinear, conservative, nearest, observed_share, regrid
+from data_prep.sources import find_files, open_precipitation, open_temperature
 from slams.spec import Grid
 
 GRIDS = [Grid(12, 24), Grid(7, 10), Grid(30, 50)]  # coarser, incommensurable, finer than the sources
@@ -77,9 +80,7 @@ def test_the_global_mean_is_conserved(source, grid):
     assert (target.values * grid.area_weights).sum() == pytest.approx(source_mean(field), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "longitude", [np.arange(32.5, 80, 5.0), np.r_[2.5, 7.5, 340 + np.arange(2.5, 20, 5)]]
-)
+@pytest.mark.parametrize("longitude", [np.arange(32.5, 80, 5.0), np.r_[2.5, 7.5, 340 + np.arange(2.5, 20, 5)]])
 def test_the_integral_over_a_region_is_conserved(longitude):
     latitude = np.arange(58.5, 20, -3.0)
     field, grid = field_on(latitude, longitude), Grid(20, 36)
@@ -203,9 +204,7 @@ def test_missing_values_are_left_out_of_the_mean_or_make_it_missing():
 def test_turning_the_source_turns_the_target():
     field, grid = field_on(np.linspace(85, -85, 18), np.arange(0, 360, 10.0)), Grid(9, 18)
     turned = field.roll(longitude=4, roll_coords=False)
-    np.testing.assert_allclose(
-        conservative(turned, grid), np.roll(conservative(field, grid), 2, axis=-1), atol=1e-6
-    )
+    np.testing.assert_allclose(conservative(turned, grid), np.roll(conservative(field, grid), 2, axis=-1), atol=1e-6)
     relabelled = field.roll(longitude=7, roll_coords=True).sortby("longitude")
     np.testing.assert_array_equal(conservative(relabelled, grid), conservative(field, grid))
 
@@ -336,6 +335,19 @@ def test_every_method_is_lazy_and_the_same_in_blocks(method):
     lazy = regrid(field.chunk(time=2, level=1, latitude=4), grid, method)
     assert lazy.chunks is not None and lazy.dims == ("time", "level", "latitude", "longitude")
     np.testing.assert_array_equal(lazy, regrid(field, grid, method))
+
+
+def test_a_modality_comes_onto_the_grid_as_the_configuration_says(planet):
+    years = {"train_years": [2001, 2001], "validation_years": [2002, 2002], "test_years": [2003, 2003]}
+    patterns = {"temperature": f"{planet}/era5_t.*.nc", "precipitation": f"{planet}/precip.*.nc"}
+    config = ArchiveConfig(
+        "", SourcesConfig(**patterns), 8, 16, **years, level_hpa=[500], regrid=RegridConfig(precipitation="nearest")
+    )
+    fields = open_fields(config)
+    rain = open_precipitation(find_files(patterns["precipitation"]))
+    np.testing.assert_array_equal(fields["precipitation"][:3], nearest(rain[:3], Grid(8, 16)))
+    air = open_temperature(find_files(patterns["temperature"]), [500])
+    np.testing.assert_array_equal(fields["temperature"][:3], conservative(air[:3], Grid(8, 16)))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
