@@ -9,7 +9,7 @@ import yaml
 
 from data_prep.__main__ import main
 from data_prep.report import page_path, spans
-from data_prep.summary import summarise
+from data_prep.summary import Summary, summarise
 from slams.contracts import archive as contract
 from slams.contracts.archive import open_archive
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
@@ -169,3 +169,11 @@ def test_without_an_archive_it_is_refused(made, tmp_path, capsys):
     assert main(["report", str(made / "prep.yaml"), f"archive.path={tmp_path}/none.zarr"]) == 2
     assert "no archive there" in capsys.readouterr().err
     assert not page_path(tmp_path / "none.zarr").exists()
+
+
+def test_no_more_than_a_block_of_days_is_held(made, monkeypatch):
+    held, add = [], Summary.add
+    monkeypatch.setattr("data_prep.summary.BLOCK_BYTES", 120_000)  # one chunk of temperature, four of rain
+    monkeypatch.setattr(Summary, "add", lambda self, x, area: (held.append(x.nbytes), add(self, x, area)))
+    summarise(open_archive(made / "archive.zarr"))
+    assert max(held) <= 120_000 and sum(held) == 4 * values().size
