@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from glob import glob
-from pathlib import Path
-
 import numpy as np
 import xarray as xr
 
 from data_prep.config import ArchiveConfig
 from data_prep.regrid import conservative, regrid
-from data_prep.sources import SourceError, open_olr, open_precipitation, open_static, open_temperature
+from data_prep.sources import (
+    SourceError,
+    find_files,
+    fingerprint,
+    open_olr,
+    open_precipitation,
+    open_static,
+    open_temperature,
+)
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
 
@@ -57,14 +62,7 @@ def fingerprints(config: ArchiveConfig) -> dict[str, list[list[str | int]]]:
     sources = config.sources
     patterns = {"temperature": sources.temperature, "precipitation": sources.precipitation, "olr": sources.olr}
     given = {name: pattern for name, pattern in patterns.items() if pattern}
-    return {name: [_fingerprint(path) for path in _files(name, pattern)] for name, pattern in given.items()}
-
-
-def _fingerprint(path: str) -> list[str | int]:
-    if "://" in path:
-        return [path]
-    found = Path(path).stat()
-    return [path, found.st_size, found.st_mtime_ns]
+    return {name: [fingerprint(path) for path in _files(name, pattern)] for name, pattern in given.items()}
 
 
 def days_of(field: xr.DataArray) -> np.ndarray:
@@ -73,9 +71,7 @@ def days_of(field: xr.DataArray) -> np.ndarray:
 
 
 def _files(name: str, pattern: str) -> list[str]:
-    if "://" in pattern:  # one store; patterns are for files
-        return [pattern]
-    found = sorted(glob(pattern))  # noqa: PTH207 - a pattern may be absolute, which Path.glob refuses
+    found = find_files(pattern)
     if not found:
         raise SourceError(f"sources.{name}: no file matches {pattern}")
     return found

@@ -32,7 +32,15 @@ from providers import (
 )
 
 from data_prep.__main__ import main
-from data_prep.sources import SourceError, find_files, open_olr, open_precipitation, open_static, open_temperature
+from data_prep.sources import (
+    SourceError,
+    find_files,
+    fingerprint,
+    open_olr,
+    open_precipitation,
+    open_static,
+    open_temperature,
+)
 from data_prep.sources.daily import open_daily
 from data_prep.sources.quantity import Quantity
 from slams.contracts.archive import open_archive
@@ -349,6 +357,15 @@ def test_a_url_without_a_store_is_refused(tmp_path, server):
 def test_a_url_that_nothing_installed_reads_is_refused():
     with pytest.raises(SourceError, match=r"nowhere://bucket/era5\.zarr: .*nowhere"):
         open_temperature(["nowhere://bucket/era5.zarr"], [500])
+
+
+def test_a_store_that_was_written_anew_is_known_by_its_fingerprint(tmp_path, server):
+    pytest.importorskip("aiohttp", reason="HTTP support is not installed")
+    path = weatherbench2(tmp_path / "era5.zarr", times(LEAP, 4, 6))
+    before, by_url = fingerprint(path), fingerprint(f"{server}/era5.zarr")
+    assert before == fingerprint(path) and by_url == fingerprint(f"{server}/era5.zarr")
+    weatherbench2(path, times(LEAP, 400, 6))
+    assert before != fingerprint(path) and by_url != fingerprint(f"{server}/era5.zarr")
 
 
 def test_patterns_name_stores_of_a_file_system_by_url():

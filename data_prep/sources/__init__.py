@@ -8,8 +8,16 @@ are not continuous in time. Values are checked when they are read, so a bad bloc
 
 from data_prep.sources.cpc import open_precipitation
 from data_prep.sources.era5 import open_static, open_temperature
-from data_prep.sources.files import find_files
+from data_prep.sources.files import find_files, fingerprint
 from data_prep.sources.olr import open_olr
 from data_prep.sources.quantity import SourceError
 
-__all__ = ["SourceError", "find_files", "open_olr", "open_precipitation", "open_static", "open_temperature"]
+__all__ = [
+    "SourceError",
+    "find_files",
+    "fingerprint",
+    "open_olr",
+    "open_precipitation",
+    "open_static",
+    "open_temperature",
+]

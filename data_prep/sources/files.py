@@ -42,6 +42,18 @@ def find_files(pattern: str) -> list[str]:
         return sorted(str(system.unstrip_protocol(name)) for name in system.glob(inside))
 
 
+def fingerprint(path: str | Path) -> list[str | int]:
+    """Name, size in bytes and time of change of a raw file, of a store its metadata's: whether it is what was read.
+
+    Raises:
+        SourceError: a URL that cannot be reached.
+        OSError: no such file.
+    """
+    place = located(path)
+    found = (zarrs.metadata_of(place) or place).stat()
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
 def located(path: str | Path) -> Path:
     """A path or a URL as something that is used as a path.
 
@@ -60,7 +72,7 @@ def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     Raises:
         SourceError: no such file, another format, a torn file, or none of the quantity's variables.
     """
-    if zarrs.is_store(path):
+    if zarrs.metadata_of(path) is not None:
         dataset = zarrs.open_store(path)
         return dataset, find_name(path, quantity.name, quantity.variables, dataset.variables)
     magic = _first_bytes(path)

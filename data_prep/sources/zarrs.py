@@ -14,15 +14,15 @@ from slams.contracts.storage import reading
 MARKS = (".zmetadata", ".zgroup", "zarr.json")
 
 
-def is_store(path: Path) -> bool:
-    """Whether a Zarr group, of format 2 or 3, lies there.
+def metadata_of(path: Path) -> Path | None:
+    """The file that says that a Zarr group, of format 2 or 3, lies there; None where none does.
 
     Raises:
         SourceError: a URL that cannot be reached.
     """
     try:
         with reading(path):
-            return any((path / mark).exists() for mark in MARKS)
+            return next((path / mark for mark in MARKS if (path / mark).exists()), None)
     except ContractError as error:
         raise SourceError(str(error)) from error
 
