@@ -65,7 +65,7 @@ def day_by_day(reader, folder, windows):
 
 def from_shards(reader, windows):
     """A batch by the training loader, the same."""
-    batches = iter(loader(lambda: iter([Portion(0, 0, 0, windows)]), reader, None, 0))
+    batches = iter(loader(lambda: iter([Portion(0, 0, windows, np.zeros(len(windows), int))]), reader, None, 0))
     began = time.process_time()
     _, batch = next(batches)
     return time.process_time() - began, batch
@@ -126,7 +126,7 @@ def main():
     for manifest in sets:
         with tempfile.TemporaryDirectory() as folder:
             tell(manifest, compare(manifest, Path(folder)))
-    loop.fit_prior = lambda *given: None  # a step costs the same whatever the prior's numbers
+    loop.fit_prior_of = lambda *given: None  # a step costs the same whatever the prior's numbers
     with opened_world(EngineConfig()) as world:
         for path in trainings:
             for workers in (0, 1):

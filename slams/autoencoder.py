@@ -123,24 +123,28 @@ class ReconstructionTask(nn.Module):
     """Training objective of an autoencoder: mean squared error, area-weighted, of what is observed and decoded.
 
     Each modality counts by its number of channels times its weight; a missing value (the ocean has no gauges)
-    counts for nothing.
+    counts for nothing. The sum is divided by the weight of what is usually observed, not of what a batch happens to
+    hold: so the loss of a batch is the mean of those of its parts, however it is cut.
 
     Arguments:
         network: with `encode`, `decode`, `n_decoded`.
         area_HW: share of the sphere a cell covers.
         weight_C: weight of each decoded channel.
+        observed_CHW: where each decoded channel is usually observed.
     """
 
-    def __init__(self, network: PaperAutoencoder | Autoencoder, area_HW: Tensor, weight_C: Tensor) -> None:
+    def __init__(
+        self, network: PaperAutoencoder | Autoencoder, area_HW: Tensor, weight_C: Tensor, observed_CHW: Tensor
+    ) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("weight", weight_C[:, None, None] * area_HW, persistent=False)
+        weight = weight_C[:, None, None] * area_HW
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("whole", (weight * observed_CHW).sum(), persistent=False)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         x_BCHW = batch["x"].flatten(0, 1)
         target = x_BCHW[:, : self.network.n_decoded]
         decoded = self.network.decode(self.network.encode(x_BCHW)).float()
-        seen = torch.isfinite(target)
-        weight = self.get_buffer("weight") * seen
-        error = (decoded - torch.nan_to_num(target)) ** 2
-        return {"loss": (weight * error).sum() / weight.sum()}
+        error = torch.where(torch.isfinite(target), decoded - torch.nan_to_num(target), 0.0) ** 2
+        return {"loss": (self.get_buffer("weight") * error).sum() / (len(target) * self.get_buffer("whole"))}

@@ -160,7 +160,9 @@ def build_task(
     network = build(config, spec, shape_CHW, statistics)
     if isinstance(network, PaperAutoencoder | Autoencoder):
         area = torch.tensor(spec.grid.area_weights, dtype=torch.float32)
-        return ReconstructionTask(network, area, _channel_weights(config, spec)[: network.n_decoded])
+        decoded = slice(network.n_decoded)
+        observed = torch.from_numpy(statistics.observed[decoded].astype(np.float32)).to(area.device)
+        return ReconstructionTask(network, area, _channel_weights(config, spec)[decoded], observed)
     forecast = network.prior.forecast if isinstance(network, CorrectedGaussian) else None
     errors = None if forecast is None else forecast.draw_error
     return ScoreTask(network, CosineSDE(config.eta), config.prediction, errors, config.background_dropped)

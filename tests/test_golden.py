@@ -69,7 +69,7 @@ def losses(folder):
         batch = yaml.safe_load(path.read_text())["data"]["batch"]
         words = {"folder": folder / preset, "bundle": folder / preset / "bundle", "shards": shards[preset]}
         words |= {"samples": STEPS * batch, "optim.warmup_samples": 5 * batch, "log_every": batch}
-        words |= {"validation_batches": 1, "validation_frames": 8}
+        words |= {"validation_windows": 32, "validation_frames": 8}
         words |= {"engine.precision": "fp32", "engine.torch_threads": 1, "wandb": "disabled"}
         words |= {"model.patterns": 20} if preset == "tiny_score" else {}  # few for few days
         jobs.append([[str(path), *(f"{k}={v}" for k, v in words.items())], False])

@@ -30,6 +30,7 @@ from train.__main__ import run
 from train.config import TrainConfig
 from train.data import Portion, Reader, plan, training_noise, validation_noise
 from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
+from train.guard import alone_in
 from train.optim import Ema, OptimConfig, learning_rate
 from train.telemetry import CLOCK
 
@@ -54,7 +55,9 @@ def write_tiny_shards(folder, spoiled_day=None):
             for day in range(n_days):
                 x = 0.9 * x + 0.4 * generator.standard_normal(x.shape)
                 value = 1e30 if (run_number, day) == (0, spoiled_day) else x
-                yield np.datetime64(first) + day, run_number, np.where(observed, value, np.nan).astype(np.float32)
+                seen = observed.copy()
+                seen[2, :, :4] &= day % 3 > 0  # rain has gaps
+                yield np.datetime64(first) + day, run_number, np.where(seen, value, np.nan).astype(np.float32)
 
     document = {"config": {}, "content": "state", "splits": {"train": [2001, 2001], "validation": [2005, 2005]}}
     with written_aside(folder) as aside:
@@ -189,7 +192,7 @@ def test_a_prior_is_fitted_once_and_comes_back_from_the_checkpoint(tmp_path, sha
     with monkeypatch.context() as patch:
         patch.setattr(loop.StopRequest, "asked", True)
         assert run(words) == loop.STOPPED_EARLY
-    monkeypatch.setattr(loop.Run, "_fit_prior", lambda self: pytest.fail("fitted anew"))
+    monkeypatch.setattr(loop, "fit_prior_of", lambda *given: pytest.fail("fitted anew"))
     assert run(words) == 0
     ours, theirs = (open_bundle(folder / "bundle").weights() for folder in (tmp_path, reference))
     assert ours.keys() == theirs.keys() and any(name.startswith("prior.") for name in ours)
@@ -297,7 +300,7 @@ def test_the_loss_is_told_by_noise_level(tmp_path, shards):
     report, manifest = lines(tmp_path)[-1], open_shards(shards)
     denoiser, _ = open_score(open_bundle(tmp_path / "bundle"))
     windows, reader = manifest.windows("validation", 3), Reader(manifest, 3, 99)
-    drawn = validation_noise(len(windows))(Portion(1, 0, 0, windows), (3, *manifest.shape))
+    drawn = validation_noise(len(windows))(Portion(1, 0, windows, np.zeros(len(windows), int)), (3, *manifest.shape))
     by_fifth = {}
     for i, (window, t) in enumerate(zip(windows, drawn["t"], strict=True)):
         z, noise = (torch.from_numpy(np.nan_to_num(x)) for x in (reader.windows([window]), drawn["noise"][i : i + 1]))
@@ -360,6 +363,77 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_move(tmp_path, world,
     assert all(torch.equal(a, b) and torch.isfinite(b).all() for a, b in zip(after, engine.local(), strict=True))
 
 
+class Spoiled(torch.autograd.Function):
+    """The loss as it is, and no gradient that is a number."""
+
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_no_number_stops_before_the_weights_move(tmp_path, shards, capsys, monkeypatch, stage):
+    engines, forward = [], loop.Engine.forward
+
+    def spoiled(self, batch):
+        found = forward(self, batch)
+        engines.append((self, [weight.clone() for weight in self.local()]))
+        return found | {"loss": Spoiled.apply(found["loss"])} if len(engines) == 3 else found
+
+    monkeypatch.setattr(loop.Engine, "forward", spoiled)
+    assert run([str(write_config(tmp_path, shards)), f"engine.zero_stage={stage}"]) == 1
+    said = capsys.readouterr().err
+    assert "step 2: gradient_norm" in said and "windows that begin on 2001-" in said
+    engine, before = engines[-1]
+    assert all((now == then).all() for now, then in zip(engine.local(), before, strict=True))
+
+
+def test_a_validation_that_is_no_number_stops_and_names_its_days(tmp_path, shards, capsys, monkeypatch):
+    monkeypatch.setattr(loop.Validation, "run", lambda self: {"validation/loss": float("nan")})
+    assert run([str(write_config(tmp_path, shards, steps=4, validate_every=2))]) == 1
+    said = capsys.readouterr().err
+    assert "step 2: validation/loss nan" in said and "2005-01-0" in said and said.count("\n") == 1
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, shards, capsys):
+    config = write_config(tmp_path, shards, steps=4)
+    with alone_in(tmp_path / "run", 0):
+        assert run([str(config)]) == 2
+    assert f"{tmp_path / 'run'} is in use by process {os.getpid()} of" in capsys.readouterr().err
+    assert run([str(config)]) == 0
+
+
+def test_the_best_bundle_stays_until_a_checkpoint_no_longer_asks_for_it(tmp_path, shards, monkeypatch):
+    """Killed between a better validation and its checkpoint; when gone on with, rounding makes it no better."""
+    losses = iter([3.0, 2.0, 2.5, 2.5])
+    run_validation = loop.Validation.run
+    monkeypatch.setattr(loop.Validation, "run", lambda self: run_validation(self) | {"validation/loss": next(losses)})
+    config = str(write_config(tmp_path, shards, steps=12, validate_every=4, checkpoint_every=5))
+    kept = loop.Run._log
+    monkeypatch.setattr(loop.Run, "_log", lambda self: kept(self) if self.step != 10 else pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        run([config])
+    monkeypatch.setattr(loop.Run, "_log", kept)
+    losses = iter([3.5, 3.5])
+    assert run([config]) == 0
+    assert open_bundle(tmp_path / "bundle").document["report"]["validation/best_step"] == 4
+
+
+@pytest.mark.parametrize(
+    "word", ["samples=300", "engine.gradient_clipping=0.5", "validation_windows=4", "engine.precision=bf16"]
+)
+def test_what_would_make_two_runs_of_one_is_refused(tmp_path, shards, capsys, word):
+    config = str(write_config(tmp_path, shards, steps=4, checkpoint_every=2))
+    assert run([config, "time_limit_minutes=1e-9"]) == 75
+    assert run([config, word]) == 2
+    assert "was made with another" in capsys.readouterr().err
+    assert run([config]) == 0
+
+
 def test_a_prior_is_not_fitted_to_what_no_weather_is(tmp_path, capsys):
     spoiled = write_tiny_shards(tmp_path / "spoiled", spoiled_day=7)
     assert run([str(write_config(tmp_path, spoiled))]) == 2
@@ -388,10 +462,13 @@ def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
         ("engine.accumulation=4", "data.batch: 6 does not divide over 1 processes x 4 micro-batches"),
         ("model.patterns=19", "model.patterns: 19 is more than half of the 37 windows of the train split"),
         ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
+        ("bundle=s3://bucket/model", "bundle: s3://bucket/model is not allowed"),
+        ("folder=runs/x bundle=runs", "bundle: runs is not allowed; neither the run's folder nor one above it"),
+        ("bundle=README.md/model", "README.md"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path, shards, capsys, word, sentence):
-    assert run([str(write_config(tmp_path, shards)), word]) == 2
+    assert run([str(write_config(tmp_path, shards)), *word.split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith("slams-train: ") and said.count("\n") == 1 and sentence in said
 
@@ -399,7 +476,7 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path, shards, capsys, word, 
 def test_a_dry_run_writes_nothing(tmp_path, shards, caplog):
     caplog.set_level("INFO")
     assert run([str(write_config(tmp_path, shards)), "--dry-run"]) == 0
-    assert "batches an epoch: 6" in caplog.text and "parameters: " in caplog.text
+    assert "batches an epoch: 7" in caplog.text and "parameters: " in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["train.yaml"]
 
 

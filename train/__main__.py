@@ -14,10 +14,11 @@ from slams.contracts.shards import open_shards
 from train.config import TrainConfig
 from train.cost import estimate
 from train.data import TRAIN, steps_per_epoch
+from train.guard import NonFiniteStepError
 from train.launch import launch
-from train.loop import FAILED, NonFiniteStepError, finished, initial_task, train
+from train.loop import FAILED, finished, initial_task, train
 
-MISTAKE = 2
+MISTAKE, INTERRUPTED = 2, 130
 log = logging.getLogger("slams.train")
 
 
@@ -60,7 +61,11 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Console entry."""
-    status = run(sys.argv[1:])
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("slams-train: interrupted; the same command goes on from the last checkpoint\n")
+        status = INTERRUPTED
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a normal exit after gloo sometimes aborts in a thread, after all work is done

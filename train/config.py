@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from slams.model import ModelConfig
@@ -22,7 +23,7 @@ class TrainConfig:
         bundle: where the trained model goes: the one of the lowest validation loss.
         samples: windows that are learned from, counted each time; rounded up to whole batches.
         validate_every: samples between validations; there is always one at the end.
-        validation_batches: at most that many global batches of validation windows.
+        validation_windows: at most that many, evenly over the validation years.
         validation_frames: at most that many validation frames in an autoencoder's reconstruction report.
         checkpoint_every: samples between checkpoints; there is always one at the end.
         log_every: samples between lines of metrics.
@@ -41,7 +42,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     validate_every: int = 32_000
-    validation_batches: int = 4
+    validation_windows: int = 128
     validation_frames: int = 128
     checkpoint_every: int = 32_000
     log_every: int = 1600
@@ -50,7 +51,7 @@ class TrainConfig:
     project: str = "slams"
 
     def __post_init__(self) -> None:
-        at_least_one = ("samples", "validate_every", "validation_batches", "validation_frames", "checkpoint_every")
+        at_least_one = ("samples", "validate_every", "validation_windows", "validation_frames", "checkpoint_every")
         for name in (*at_least_one, "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
@@ -58,6 +59,11 @@ class TrainConfig:
             raise ValueError(f"seed: {self.seed} is not allowed; at least 0")
         if self.time_limit_minutes < 0:
             raise ValueError(f"time_limit_minutes: {self.time_limit_minutes} is not allowed; at least 0")
+        for name in ("folder", "bundle"):
+            if "://" in getattr(self, name):
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; a folder, only `shards` may be a URL")
+        if Path(self.bundle) in (Path(self.folder), *Path(self.folder).parents):
+            raise ValueError(f"bundle: {self.bundle} is not allowed; neither the run's folder nor one above it")
         if self.optim.warmup_samples >= self.samples:
             raise ValueError(f"optim.warmup_samples: {self.optim.warmup_samples} is not below samples: {self.samples}")
 

@@ -7,8 +7,10 @@ any step costs nothing. Diffusion times and noise are keyed by step, window and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -59,12 +61,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Portion:
-    """One micro-batch of one process: which windows, and where it begins in the global batch."""
+    """One micro-batch of one process: which windows, each of which epoch, and where it begins in the global batch."""
 
     step: int
-    epoch: int
     position: int
     windows: np.ndarray
+    epochs: np.ndarray
 
 
 Batch = tuple[Portion, dict[str, Tensor]]
@@ -72,31 +74,35 @@ Noise = Callable[[Portion, tuple[int, ...]], dict[str, np.ndarray]]
 
 
 def steps_per_epoch(n_windows: int, batch: int) -> int:
-    """Whole batches in an epoch; the windows left over come in another epoch's order.
+    """Batches in an epoch; the last may end in the next epoch.
 
     Raises:
-        ConfigError: not even one.
+        ConfigError: a batch would hold the same window twice.
     """
     if n_windows < batch:
         raise ConfigError(f"data.batch: {batch} is larger than the {n_windows} windows of the train split")
-    return n_windows // batch
+    return math.ceil(n_windows / batch)
 
 
 def plan(
     windows: np.ndarray, *, seed: int, batch: int, rank: int, size: int, accumulation: int, start: int, stop: int
 ) -> Iterator[Portion]:
-    """The portions of process ``rank`` of ``size``, steps ``start`` to ``stop``."""
-    per_epoch, share = steps_per_epoch(len(windows), batch), batch // size
+    """The portions of process ``rank`` of ``size``, steps ``start`` to ``stop``.
+
+    The epochs follow each other without a break, each window once in each, in its own order; batches are cut from that.
+    """
+    share = batch // size
     micro = share // accumulation
-    ordered, order_of = windows, -1
+
+    @lru_cache(maxsize=2)  # a batch lies in two epochs at most
+    def ordered(epoch: int) -> np.ndarray:
+        return windows[rng.generator(seed, "data-order", epoch).permutation(len(windows))]
+
     for step in range(start, stop):
-        epoch, index = divmod(step, per_epoch)
-        if epoch != order_of:
-            ordered = windows[rng.generator(seed, "data-order", epoch).permutation(len(windows))]
-            order_of = epoch
         for first in range(rank * share, (rank + 1) * share, micro):
-            begin = index * batch + first
-            yield Portion(step, epoch, first, ordered[begin : begin + micro])
+            epochs, index = np.divmod(step * batch + np.arange(first, first + micro), len(windows))
+            found = np.array([ordered(int(e))[i] for e, i in zip(epochs, index, strict=True)])
+            yield Portion(step, first, found, epochs)
 
 
 def stratified_times(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -110,8 +116,9 @@ def training_noise(seed: int, batch: int) -> Noise:
 
     def noise(portion: Portion, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         t = stratified_times(rng.generator(seed, "diffusion-time", portion.step), batch)
-        eps = [rng.normal(seed, "diffusion-noise", portion.epoch, w, shape=shape) for w in portion.windows]
-        chance = [rng.generator(seed, "background", portion.epoch, w).random() for w in portion.windows]
+        keys = list(zip(portion.epochs, portion.windows, strict=True))
+        eps = [rng.normal(seed, "diffusion-noise", *key, shape=shape) for key in keys]
+        chance = [rng.generator(seed, "background", *key).random() for key in keys]
         t = t[portion.position : portion.position + len(eps)]
         return {"t": t, "noise": np.stack(eps), "chance": np.array(chance, np.float32)}
 

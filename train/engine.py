@@ -93,7 +93,11 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
     os.environ |= dict(zip(LAUNCH_VARIABLES, map(str, values), strict=False))
     if place is ALONE:  # no launcher: an address that is set is somebody else's
         os.environ |= dict(zip(ADDRESS, ("localhost", str(_free_port())), strict=True))
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+    except dist.DistError as error:  # the port is taken, or the others never came
+        address = ":".join(os.environ[name] for name in ADDRESS)
+        raise ConfigError(f"environment: no process group at {address} ({str(error).splitlines()[0]})") from error
     world = World(place.rank, place.size, device)
     yield world
     world.barrier()
@@ -202,16 +206,26 @@ class Engine:
         return deepspeed.zero.GatheredParameters(self.parameters) if self.config.zero_stage == 3 else nullcontext()
 
     def agree_on_buffers(self) -> None:
-        """Running statistics differ between processes, which saw other samples: take those of rank 0."""
-        if self.world.size > 1:
-            for buffer in self.module.buffers():
-                dist.broadcast(buffer, 0)
+        """Those of rank 0: what is fitted, by one process."""
+        self._send(list(self.module.buffers()))
+
+    def agree_on_running_statistics(self) -> None:
+        """Those of rank 0: batch norms differ between processes, which saw other samples."""
+        norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self._send([buffer for norm in norms for buffer in norm.buffers()])
+
+    def _send(self, buffers: list[Tensor]) -> None:
+        for buffer in buffers if self.world.size > 1 else ():
+            dist.broadcast(buffer, 0)
 
     def save(self, folder: Path) -> None:
         """Weights and optimizer; every process calls it."""
         # The mark lets DeepSpeed's own converter change the number of processes later.
         mark = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        self._engine.save_checkpoint(str(folder), tag="engine", client_state=mark, save_latest=False)
+        try:
+            self._engine.save_checkpoint(str(folder), tag="engine", client_state=mark, save_latest=False)
+        except RuntimeError as error:  # what torch says of a full disk
+            raise OSError(f"{folder}: cannot be written ({str(error).splitlines()[0]})") from error
 
     def load(self, folder: Path) -> None:
         """Restore exactly what `save` wrote, by as many processes at the same stage."""

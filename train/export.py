@@ -36,6 +36,7 @@ class Exports:
     def __init__(self, config: TrainConfig, manifest: Manifest, engine: Engine, ema: Ema) -> None:
         self.config, self.manifest, self.engine, self.ema = config, manifest, engine, ema
         self.folder = Path(config.folder) / "bundles"
+        Path(config.bundle).parent.mkdir(parents=True, exist_ok=True)  # a place where it cannot go is found now
 
     def write(self, step: int, report: dict[str, float]) -> None:
         """The bundle of a step: averaged and last weights, with what its use needs."""
@@ -54,9 +55,13 @@ class Exports:
             write_bundle(
                 aside, {"ema": averaged, "raw": raw}, self.manifest.spec, self.manifest.statistics(), document
             )
-        kept = {path, self._path(int(report[BEST_STEP]))}
-        for old in {*self.folder.glob("step-*")} - kept:
-            shutil.rmtree(old)
+
+    def forget(self, step: int, report: dict[str, float]) -> None:
+        """Remove all but the newest and the best; once a checkpoint stands that will not ask for them again."""
+        if self.engine.world.rank == 0 and BEST_STEP in report:
+            newest = max(self.folder.glob("step-??????"))
+            for old in {*self.folder.glob("step-*")} - {newest, self._path(int(report[BEST_STEP]))}:
+                shutil.rmtree(old)
 
     def finish(self, report: dict[str, float]) -> None:
         """Put the best where the configuration wants it."""

@@ -8,6 +8,7 @@ one process.
 from __future__ import annotations
 
 import os
+import socket
 from typing import NamedTuple
 
 from slams.config import ConfigError
@@ -51,7 +52,16 @@ def launch() -> Place:
         raise ConfigError(
             f"environment: {told} is not allowed; 0 <= local rank <= rank < number of processes, and a port"
         )
+    _check_host(os.environ["MASTER_ADDR"])
     return Place(rank, size, local_rank)
+
+
+def _check_host(name: str) -> None:
+    """Torch would ask for it again and again, for half an hour."""
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise ConfigError(f"environment: MASTER_ADDR={name!r} is no host that is known here ({error})") from None
 
 
 def _is_any_set(names: tuple[str, ...]) -> bool:

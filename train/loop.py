@@ -7,7 +7,6 @@ survive a stop is a function of the counter or lies in a checkpoint, so the same
 from __future__ import annotations
 
 import logging
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 from slams import rng
 from slams.config import to_dict
 from slams.contracts.bundle import open_bundle
-from slams.contracts.envelope import ContractError, is_finished, write_json
+from slams.contracts.envelope import ContractError, is_finished
 from slams.contracts.shards import Manifest, open_shards
 from slams.model import build_task
 from train.checkpoint import Checkpoints
@@ -27,20 +26,16 @@ from train.damage import usable
 from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.export import BEST_STEP, Exports, with_best
+from train.guard import alone_in, check_finite
 from train.images import Images
 from train.optim import Ema, build_optimizer, learning_rate
-from train.prior import fit_prior
+from train.prior import fit_prior_of
 from train.stop import StopRequest
 from train.telemetry import Meter, Telemetry
 from train.validation import Validation
 
 DONE, FAILED, STOPPED_EARLY = 0, 1, 75  # EX_TEMPFAIL: the same command goes on
-NAMED_WINDOWS = 32
 log = logging.getLogger("slams.train")
-
-
-class NonFiniteStepError(RuntimeError):
-    """The loss or the gradient is not a number; the weights are still those of the step before."""
 
 
 def train(config: TrainConfig) -> int:
@@ -57,9 +52,9 @@ def train(config: TrainConfig) -> int:
         log.info("%s: finished already", config.bundle)
         return DONE
     stop = StopRequest(config.time_limit_minutes)
-    stop.listen()
     manifest = open_shards(config.shards, complete=config.data.stops_at_damage)
-    with opened_world(config.engine) as world:
+    with opened_world(config.engine) as world, alone_in(Path(config.folder), world.rank):
+        stop.listen()  # now: while the others are waited for, a signal ends the process
         run = Run(config, usable(manifest, config.data, world), world)
         status = FAILED
         try:
@@ -104,27 +99,18 @@ class Run:
         self.validation = Validation(config, manifest, self.engine, self.reader)
         self.exports = Exports(config, manifest, self.engine, self.ema)
         self.images = Images(config, manifest, self.engine, self.reader)
-        folder = Path(config.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.engine, self.ema, _identity(config, manifest))
+        made_by = _identity(config, manifest, self.engine.precision)
+        self.checkpoints = Checkpoints(Path(config.folder) / "checkpoints", self.engine, self.ema, made_by)
         self.step, running, self.report = self.checkpoints.restore()
-        if self.step == 0 and config.model.corrects_gaussian:
-            self._fit_prior()
         self.telemetry = Telemetry(config, manifest, world, self.step)
         self.meter = Meter(running, world.device)
+        if self.step == 0 and config.model.corrects_gaussian:
+            fit_prior_of(self.engine, config, manifest)
 
     def _engine(self) -> Engine:
         task = initial_task(self.config, self.manifest).to(self.world.device)
         optimizer = build_optimizer(task, self.config.optim)
         return Engine(task, optimizer, self.config.engine, self.world, self.config.data.batch)
-
-    def _fit_prior(self) -> None:
-        """Fit the Gaussian prior that the network corrects, on one process, and give it to the others."""
-        if self.world.rank == 0:
-            prior = self.engine.module.task.network.prior
-            fit_prior(prior.cpu(), self.config, self.manifest)
-            prior.to(self.world.device)
-        self.engine.agree_on_buffers()
 
     def train(self, stop: StopRequest) -> int:
         """Steps until the last, or until a signal asks to stop."""
@@ -207,15 +193,8 @@ class Run:
         return dict(zip([*named, "stop"], self.world.mean(values).tolist(), strict=True))
 
     def _check_finite(self, found: dict[str, float], windows: list[int]) -> None:
-        wrong = [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]
-        if wrong:
-            days = [str(self.reader.days(w)[0]) for w in windows]
-            report = Path(self.config.folder) / f"stopped-at-step-{self.step}-process-{self.world.rank}.json"
-            write_json(report, {"step": self.step, "values": {k: str(v) for k, v in found.items()}, "windows": days})
-            raise NonFiniteStepError(
-                f"step {self.step}: {', '.join(wrong)}; stopped before anything was saved. Process {self.world.rank} "
-                f"had windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
-            )
+        days = [str(self.reader.days(w)[0]) for w in windows]
+        check_finite(found, self.step, self.world.rank, days, Path(self.config.folder))
 
     def _log(self) -> None:
         samples = {"samples": self.step * self.config.data.batch}
@@ -226,6 +205,7 @@ class Run:
         began = time.perf_counter()
         with self.ema.applied():
             found = self.validation.run()
+            self._check_finite(found, self.validation.windows)
             image = self.images.draw(self.step)
         self.report = with_best(found, self.step, self.report)
         self.telemetry.write(self.step, self.report)
@@ -235,16 +215,19 @@ class Run:
 
     def _checkpoint(self) -> None:
         began = time.perf_counter()
-        self.engine.agree_on_buffers()
+        self.engine.agree_on_running_statistics()
         best = self.report.get(BEST_STEP) == self.step
         self.checkpoints.save(self.step, self.meter.sums, self.report, best)
+        self.exports.forget(self.step, self.report)
         self.meter.paused += time.perf_counter() - began
 
 
-def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
+def _identity(config: TrainConfig, manifest: Manifest, precision: str) -> dict[str, Any]:
     """What may not change when a run goes on."""
     whole = to_dict(config)
-    found = {"seed": config.seed, "batch": config.data.batch, "model": whole["model"], "optim": whole["optim"]}
+    found = {name: whole[name] for name in ("seed", "samples", "validation_windows", "model", "optim")}
+    found |= {"batch": config.data.batch, "gradient_clipping": config.engine.gradient_clipping}
+    found |= {"precision": precision, "frames": len(manifest.frames), "splits": manifest.document["splits"]}
     found |= {"spec": manifest.spec.digest, "statistics": manifest.document["statistics_sha256"]}
     # latents of another autoencoder are other data, even where their shape is the same
     return found | {"shape": list(manifest.shape), "autoencoder": manifest.document.get("autoencoder", "")}

@@ -13,9 +13,23 @@ from slams.samplers import LARGEST_STATE
 from slams.statistics import DAYS_PER_YEAR
 from train.config import TrainConfig
 from train.data import TRAIN, Reader
+from train.engine import Engine
 from train.validation import evenly
 
 FIT_WINDOWS = 3000  # held in memory at once, evenly spread over the train years
+
+
+def fit_prior_of(engine: Engine, config: TrainConfig, manifest: Manifest) -> None:
+    """Fit the prior of a task in training on one process, and give it to the others.
+
+    Raises:
+        ConfigError, ContractError: as `fit_prior`.
+    """
+    if engine.world.rank == 0:
+        prior = engine.module.task.network.prior
+        fit_prior(prior.cpu(), config, manifest)
+        prior.to(engine.world.device)
+    engine.agree_on_buffers()
 
 
 def fit_prior(prior: GaussianPrior, config: TrainConfig, manifest: Manifest) -> None:

@@ -24,7 +24,7 @@ import torch
 import wandb
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from slams.config import digest, to_dict, to_yaml
+from slams.config import ConfigError, digest, to_dict, to_yaml
 from slams.contracts.envelope import provenance, sha256, write_json
 from slams.contracts.shards import Manifest
 from train.config import TrainConfig
@@ -207,9 +207,17 @@ def _open_wandb(config: TrainConfig, folder: Path) -> Any:
     if not mark.exists():
         mark.parent.mkdir(exist_ok=True)
         mark.write_text(secrets.token_hex(4))
+    try:
+        return _wandb_run(config, folder, mark.read_text())
+    except wandb.errors.Error as error:
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(f"wandb: online is not possible here ({said}); offline keeps the record for later") from None
+
+
+def _wandb_run(config: TrainConfig, folder: Path, identity: str) -> Any:
     return wandb.init(
         project=config.project,
-        id=mark.read_text(),
+        id=identity,
         resume="allow" if config.wandb == "online" else None,
         dir=folder,
         config=to_dict(config),

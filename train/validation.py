@@ -22,17 +22,13 @@ class Validation:
 
     def __init__(self, config: TrainConfig, manifest: Manifest, engine: Engine, reader: Reader) -> None:
         self.config, self.manifest, self.engine, self.reader = config, manifest, engine, reader
-        self.windows = evenly(manifest.windows(VALIDATION, reader.lead + reader.length), self._limit)
+        self.windows = evenly(manifest.windows(VALIDATION, reader.lead + reader.length), config.validation_windows)
         self.noise = validation_noise(len(self.windows)) if config.model.kind == "score" else None
         self.statistics = manifest.statistics()
 
-    @property
-    def _limit(self) -> int:
-        return self.config.validation_batches * self.config.data.batch
-
     def run(self) -> dict[str, float]:
         """Mean loss over the windows and, for an autoencoder, the reconstruction error; the weights as they are."""
-        self.engine.agree_on_buffers()
+        self.engine.agree_on_running_statistics()
         self.engine.train(False)
         with torch.no_grad():
             found = self._loss()
@@ -65,7 +61,8 @@ class Validation:
         for i in range(0, len(starts), world.size):
             mine = i + world.rank
             first = starts[mine] if mine < len(starts) else 0
-            yield Portion(int(mine < len(starts)), 0, first, self.windows[first : first + size])
+            windows = self.windows[first : first + size]
+            yield Portion(int(mine < len(starts)), first, windows, np.zeros(len(windows), int))
 
     def _reconstruction(self) -> dict[str, float]:
         """Area-weighted RMSE of D(E(x)) for each decoded channel, in its unit."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from slams.contracts.archive import read_statistics
@@ -69,7 +70,10 @@ def write_bundle(
         document: ``config``, ``model`` (the ModelConfig), ``input``, ``report``, and for a score network
             ``autoencoder`` (its checksum) and ``latent`` (mean and std a channel).
     """
-    save_file(_once(weights), folder / "weights.safetensors")
+    try:
+        save_file(_once(weights), folder / "weights.safetensors")
+    except SafetensorError as error:
+        raise OSError(f"{folder}: cannot be written ({error})") from error
     statistics.save(folder / "statistics.safetensors")
     config = document.pop("config")
     checksums = {

@@ -141,7 +141,7 @@ class Manifest:
             if frame.shard == shard:
                 try:
                     list(self._bytes([frame]))
-                except ContractError as error:
+                except (ContractError, OSError) as error:
                     found.append((i, str(error)))
         return found
 

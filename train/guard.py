@@ -1,0 +1,59 @@
+"""What keeps a run from harm: numbers that are none, and a second run in the same folder."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slams.config import ConfigError
+from slams.contracts.envelope import write_json
+
+NAMED_WINDOWS = 32
+
+
+class NonFiniteStepError(RuntimeError):
+    """A loss or the gradient is not a number; the weights are still those of the step before."""
+
+
+def check_finite(found: dict[str, float], step: int, rank: int, days: list[str], folder: Path) -> None:
+    """Stop where a number is none, naming the days that the batch's windows begin on.
+
+    Raises:
+        NonFiniteStepError: a report lies in the run's folder.
+    """
+    wrong = [f"{name} {value}" for name, value in found.items() if not math.isfinite(value)]
+    if wrong:
+        report = folder / f"stopped-at-step-{step}-process-{rank}.json"
+        write_json(report, {"step": step, "values": {k: str(v) for k, v in found.items()}, "windows": days})
+        raise NonFiniteStepError(
+            f"step {step}: {', '.join(wrong)}; stopped before anything was saved. Process {rank} "
+            f"had windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
+        )
+
+
+@contextmanager
+def alone_in(folder: Path, rank: int) -> Iterator[None]:
+    """Within it no other run writes into the folder; its first process holds the lock, which dies with it.
+
+    Raises:
+        ConfigError: another run is at work there.
+    """
+    if rank > 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ConfigError(f"folder: {folder} is in use by {lock.read().strip()}; one run at a time") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} of {socket.gethostname()}")
+        lock.flush()
+        yield
