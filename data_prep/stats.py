@@ -13,7 +13,8 @@ import numpy as np
 from slams.contracts.archive import Archive
 from slams.statistics import Kind, Statistics, day_features
 
-OBSERVED_SHARE = 0.5  # a cell counts as observed where at least this share of the train days has a value
+YEAR_DAYS = 365
+OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
 def fit_statistics(
@@ -35,10 +36,13 @@ def fit_statistics(
     sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
     for block in archive.blocks(days):
         sums.add(unit.standardise(archive.read(block), archive.time[block]), day_features(archive.time[block]))
-    observed = sums.count >= OBSERVED_SHARE * len(days)
+    most = sums.count.max(axis=(1, 2), keepdims=True)
+    observed = (sums.count > 0) & (sums.count >= OBSERVED_SHARE * most)
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
         if not seen.any():
-            raise ValueError(f"{archive.path}: {name} is missing on more than half of the train days everywhere")
+            raise ValueError(f"{archive.path}: {name} is missing on every train day")
+    if most.max() < YEAR_DAYS:
+        sums = sums.of_the_mean()  # there is no annual cycle to fit
     harmonics = _scalar_mean(archive, sums) if kind == "scalar" else sums.solve(observed)
     centred = Statistics(harmonics.astype(np.float32), unit.std, log1p, observed)
     std, global_std = _deviations(archive, centred, days)
@@ -90,12 +94,15 @@ class Sums:
         self.lacking[channel] = self.lacking[channel] + pairs_KKHW if channel in self.lacking else pairs_KKHW
 
     def __add__(self, other: Sums) -> Sums:
-        found = Sums(
-            self.pairs + other.pairs, self.right + other.right, self.count + other.count, dict(self.lacking)
-        )
+        found = Sums(self.pairs + other.pairs, self.right + other.right, self.count + other.count, dict(self.lacking))
         for channel, pairs in other.lacking.items():
             found._lack(channel, pairs)
         return found
+
+    def of_the_mean(self) -> Sums:
+        """Those of a fit on the first function alone."""
+        lacking = {channel: pairs[:1, :1] for channel, pairs in self.lacking.items()}
+        return Sums(self.pairs[:1, :1], self.right[:1], self.count, lacking)
 
     def solve(self, observed_CHW: np.ndarray) -> np.ndarray:
         """Coefficients (K, C, H, W); 0 where the channel is not observed."""

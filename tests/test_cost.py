@@ -48,7 +48,7 @@ def imagined(height, width, shape=None):
 
 def config_of(model, **engine):
     engine = EngineConfig(**{"precision": "fp32"} | engine)
-    return TrainConfig("", "", "", ModelConfig(**model), DataConfig(batch=8), samples=100, engine=engine)
+    return TrainConfig("run", "", "bundle", ModelConfig(**model), DataConfig(batch=8), samples=100, engine=engine)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -436,7 +436,6 @@ archive:
 """
 
 
-@pytest.mark.xfail(strict=True, reason="the statistics want half of the train days of each channel")
 def test_the_real_gfs_file_becomes_one_archive_day(gfs, tmp_path):
     config = tmp_path / "gfs.yaml"
     config.write_text(ARCHIVE_OF_ONE_DAY.format(folder=tmp_path, gfs=GFS))

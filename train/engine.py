@@ -43,7 +43,7 @@ from train.execution import (
     recompute_activations,
     resolve_precision,
 )
-from train.launch import ADDRESS, ALONE, LAUNCH_VARIABLES, launch
+from train.launch import ADDRESS, ALONE, LAUNCH_VARIABLES, check_host, launch
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
     os.environ |= dict(zip(LAUNCH_VARIABLES, map(str, values), strict=False))
     if place is ALONE:  # no launcher: an address that is set is somebody else's
         os.environ |= dict(zip(ADDRESS, ("localhost", str(_free_port())), strict=True))
+    check_host()
     try:
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
     except dist.DistError as error:  # the port is taken, or the others never came

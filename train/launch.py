@@ -52,12 +52,16 @@ def launch() -> Place:
         raise ConfigError(
             f"environment: {told} is not allowed; 0 <= local rank <= rank < number of processes, and a port"
         )
-    _check_host(os.environ["MASTER_ADDR"])
     return Place(rank, size, local_rank)
 
 
-def _check_host(name: str) -> None:
-    """Torch would ask for it again and again, for half an hour."""
+def check_host() -> None:
+    """Where to meet: torch would ask for the address again and again, for half an hour.
+
+    Raises:
+        ConfigError: no such host.
+    """
+    name = os.environ["MASTER_ADDR"]
     try:
         socket.getaddrinfo(name, None)
     except OSError as error:

@@ -141,6 +141,7 @@ class Telemetry:
         if not self.speaks:
             return
         folder = Path(config.folder)
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         _forget_after(self.path, step)
         self.flops = count(config, manifest).flops
