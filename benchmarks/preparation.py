@@ -1,0 +1,187 @@
+"""What preparation costs: archive, shards and reading, each beside the plain way of doing it; memory; two processes.
+
+    python benchmarks/preparation.py [FOLDER]     # of the sample world's yearly files; default: the demo's
+
+The published preparation writes one Zarr store a day with xarray; a plain tar holds the frames as they are. Pairs of
+runs take turns. The 0.25 degree part writes synthetic files of a few days into a temporary folder (1 GB).
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+import xarray as xr
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_prep.config import PrepConfig
+from data_prep.fields import open_fields, period
+from data_prep.shards import write_shard
+from slams.config import load
+from slams.contracts.shards import open_shards
+from train.data import Reader
+
+PAIRS, LEVELS = 3, (10, 50, 100, 200, 300, 500, 700, 850, 925, 1000)
+
+
+def write_config(folder, name, sources, years, shape, **more):
+    splits = dict(zip(("train_years", "validation_years", "test_years"), years, strict=True))
+    archive = {"path": f"{folder}/{name}.zarr", "sources": sources, **splits}
+    archive |= {"n_latitude": shape[0], "n_longitude": shape[1]} | more
+    path = Path(folder, f"{name}.yaml")
+    path.write_text(yaml.safe_dump({"archive": archive, "shards": {"path": f"{folder}/{name}-shards"}}))
+    return path
+
+
+def run(stage, config, *words):
+    """Seconds of wall time, and the most memory of a process in GiB, of a stage run as a program."""
+    command = [sys.executable, "-m", "data_prep", stage, str(config), *words]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)}: failed")
+    return time.perf_counter() - began, used.ru_maxrss / 2**20
+
+
+def paired(name, *ways):
+    """Median seconds of each way, run in turn, and the ratios of the first to the second."""
+    seconds = [[way() for way in ways] for _ in range(PAIRS)]
+    ratios = sorted(first / second for first, second in seconds)
+    medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
+    told = f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    print(f"{name}: {medians[0]:.2f} s and {medians[1]:.2f} s, {told}", flush=True)
+
+
+def timed(function, *arguments):
+    began = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - began
+
+
+def one_zarr_a_day(config):
+    """The published way: everything opened once, a store written for each day."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = xr.Dataset({k: v.drop_vars("run") for k, v in open_fields(config).items()})
+        for day in whole.time.values[: len(period(config))]:
+            whole.sel(time=[day]).to_zarr(f"{folder}/{np.datetime64(day, 'D')}.zarr", zarr_format=2)
+
+
+def one_archive(config, *words):
+    """Seconds of the stage, start and statistics included; what it wrote is removed."""
+    seconds, _ = run("archive", config, *words)
+    shutil.rmtree(load(PrepConfig, config).archive.path)
+    return seconds
+
+
+def write_synthetic(folder, year, days, shape):
+    """Temperature of the first days of a year in the Climate Data Store's new layout."""
+    rng, (rows, columns) = np.random.default_rng(year), shape
+    path = Path(folder) / f"t.{year}.nc"
+    values = rng.normal(250, 20, (days, len(LEVELS), rows, columns)).astype(np.float32)
+    dims = ("valid_time", "pressure_level", "latitude", "longitude")
+    found = xr.Dataset(
+        {"t": (dims, values, {"units": "K", "standard_name": "air_temperature"})},
+        {
+            "valid_time": np.datetime64(f"{year}-01-01T12:00", "ns") + np.arange(days) * np.timedelta64(1, "D"),
+            "pressure_level": ("pressure_level", np.array(LEVELS, float), {"units": "hPa"}),
+            "latitude": ("latitude", np.linspace(90, -90, rows), {"units": "degrees_north"}),
+            "longitude": ("longitude", np.arange(columns) * 360 / columns, {"units": "degrees_east"}),
+        },
+    )
+    one = {"chunksizes": (1, len(LEVELS), rows, columns), "zlib": True, "complevel": 1}
+    found.to_netcdf(path, encoding={"t": one, "valid_time": {"units": "hours since 1970-01-01"}})
+    return path
+
+
+def synthetic(folder, name, days, shape, target):
+    """Configuration of three such years."""
+    raw = Path(folder, name)
+    raw.mkdir()
+    for year in (2001, 2002, 2003):
+        write_synthetic(raw, year, days, shape)
+    years = [[2001, 2001], [2002, 2002], [2003, 2003]]
+    return write_config(folder, name, {"temperature": f"{raw}/t.*.nc"}, years, target, missing_days_allowed=1095)
+
+
+def archives(world, folder):
+    sources = {"temperature": "era5_t", "precipitation": "precip", "olr": "olr.2xdaily"}
+    sources = {name: f"{world}/{file}.*.nc" for name, file in sources.items()}
+    three = write_config(folder, "three", sources, [[1982, 1982], [1983, 1983], [1984, 1984]], (32, 64))
+    ten = write_config(folder, "ten", sources, [[1982, 1989], [1990, 1990], [1991, 1991]], (32, 64))
+    config = load(PrepConfig, three).archive
+    paired("three years: one Zarr a day; the stage", lambda: timed(one_zarr_a_day, config), lambda: one_archive(three))
+    for config in (three, ten):
+        seconds, gib = run("archive", config)
+        print(f"archive {config.stem} years: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
+
+
+def two_processes(folder):
+    config = synthetic(folder, "one-degree", 90, (181, 360), (120, 240))
+    two = "workers.processes=2"
+    paired("1 degree, 270 days: one process; two", lambda: one_archive(config), lambda: one_archive(config, two))
+
+
+def quarter_degree(folder):
+    config = synthetic(folder, "quarter", 4, (721, 1440), (720, 1440))
+    for stage in ("archive", "shards"):
+        seconds, gib = run(stage, config)
+        print(f"0.25 degrees, 12 days with values, {stage}: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
+
+
+def plain_tar(path, frames):
+    """The frames as they are in memory, one member each."""
+    with tarfile.open(path, "w") as tar:
+        for day, _, values in frames:
+            member = tarfile.TarInfo(f"{day}.f4")
+            member.size = values.nbytes
+            tar.addfile(member, BytesIO(values.tobytes()))
+
+
+def read_tars(manifest):
+    for path in manifest.files:
+        for _ in wds.WebDataset(str(path), shardshuffle=False, empty_check=False):
+            pass
+
+
+def read_decoded(manifest):
+    reader = Reader(manifest, 1, cache_frames=0)
+    for first in range(0, len(manifest.frames), 64):
+        reader.windows(np.arange(first, min(first + 64, len(manifest.frames))))
+
+
+def shards(folder):
+    run("shards", Path(folder, "ten.yaml"))
+    manifest = open_shards(Path(folder, "ten-shards"))
+    some = [(frame.time, 0, manifest.read(frame)) for frame in manifest.frames[:1000]]
+    target = Path(folder, "some.tar")
+    ways = lambda: timed(plain_tar, target, some), lambda: timed(write_shard, target, some, 12)
+    paired("1000 frames: into a plain tar; into a shard", *ways)
+    ways = lambda: timed(read_tars, manifest), lambda: timed(read_decoded, manifest)
+    paired("ten years of frames: tars read, nothing decoded; by the training's reader, decoded", *ways)
+
+
+def main():
+    world = sys.argv[1] if len(sys.argv) > 1 else "runs/demo/world"
+    if not Path(world, "era5_t.1982.nc").exists():
+        sys.exit(f"benchmarks/preparation.py: {world}: holds no sample world; `make demo` makes it")
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    with tempfile.TemporaryDirectory() as folder:
+        archives(world, folder)
+        shards(folder)
+        two_processes(folder)
+        quarter_degree(folder)
+
+
+if __name__ == "__main__":
+    main()
