@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import cf_xarray  # noqa: F401 - the accessor
 import numpy as np
 import pytest
+import webdataset as wds
 import xarray as xr
 from test_errors import FILES, spoil, write_prep
 from world import write_world
@@ -246,6 +248,20 @@ def test_full_disk(tmp_path, here):
     assert not (tmp_path / "archive").exists()
     assert prepare(words(tmp_path, place)) == 0
     assert_same()
+
+
+def test_other_tools_understand_it(made):
+    """cf_xarray finds axes, standard names and units; webdataset reads the shards' samples."""
+    with xr.open_zarr(made / "archive") as found:
+        t = found.cf["air_temperature"]
+        assert t.cf["T"].name == "time" and t.cf["Z"].attrs["units"] == "hPa" and t.dims[0] == "time"
+        assert t.cf["latitude"].attrs["units"] == "degrees_north" and t.cf["longitude"].size == 16
+        assert found.cf["toa_outgoing_longwave_flux"].attrs["units"] == "W m-2"
+        assert str(found.time.values[0])[:10] == "2001-01-01" and found.time.size == 1095
+    assert prepare(["shards", str(made / "prep.yaml"), f"shards.path={made / 'listed'}"]) == 0
+    paths = sorted(map(str, (made / "listed").glob("*.tar")))
+    keys = [sample["__key__"] for sample in wds.WebDataset(paths, shardshuffle=False)]
+    assert keys == [str(day).replace("-", "") for day in found.time.values.astype("datetime64[D]")]
 
 
 def test_sums_over_parts_add_up():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -421,6 +422,25 @@ def test_the_best_bundle_stays_until_a_checkpoint_no_longer_asks_for_it(tmp_path
     losses = iter([3.5, 3.5])
     assert run([config]) == 0
     assert open_bundle(tmp_path / "bundle").document["report"]["validation/best_step"] == 4
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, shards):
+    """No file may become larger than a small checkpoint's; with room again the same command ends well."""
+    config = str(write_config(tmp_path, shards, steps=4))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    command = [sys.executable, "-m", "train", config]
+    done = subprocess.run(command, cwd=ROOT, env=alone(), preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("slams-train: ") and done.stderr.count("\n") == 1
+    assert str(tmp_path) in done.stderr and not (tmp_path / "bundle").exists()
+    assert run([config]) == 0
+
+
+def test_wandb_that_cannot_go_online_is_one_sentence(tmp_path, shards, capsys, monkeypatch):
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run([str(write_config(tmp_path, shards, wandb="online"))]) == 2
+    assert "slams-train: wandb: online is not possible here (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
