@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from data_prep.limits import StationsConfig
@@ -16,6 +16,7 @@ from slams.spec import PAPER_LEVELS_HPA, Grid
 from slams.statistics import Kind
 
 YEAR_RANGE = (1800, 2200)
+AXES = ("time", "run", "level", "latitude", "longitude")
 MASKS = ("land", "ocean", "swath", "network")
 
 
@@ -33,6 +34,38 @@ class SourcesConfig:
 
 
 @dataclass(frozen=True)
+class VariableConfig:
+    """A further variable of the state, on the levels of temperature or at the surface.
+
+    Arguments:
+        name, standard_name: in the archive; the latter from the CF table.
+        units: in the files and in the archive; files in another unit are refused.
+        files: pattern, as in `SourcesConfig`.
+        short_names: of it in the files, best first; in GRIB the shortName.
+        valid_range: smallest and largest value allowed; any other is refused.
+        on_levels: whether it has the levels of temperature.
+        regrid: how it comes onto the grid.
+    """
+
+    name: str
+    standard_name: str
+    units: str
+    files: str
+    short_names: list[str]
+    valid_range: list[float]
+    on_levels: bool = True
+    regrid: Literal["conservative", "bilinear", "nearest"] = "conservative"
+
+    def __post_init__(self) -> None:
+        if self.name in (*(source.name for source in fields(SourcesConfig)), *AXES):
+            raise ValueError(f"name: {self.name!r} is taken")
+        if len(self.valid_range) != 2 or not self.valid_range[0] < self.valid_range[1]:
+            raise ValueError(f"valid_range: {self.valid_range} is not allowed; [smallest, largest]")
+        if not self.short_names:
+            raise ValueError("short_names: none is not allowed; at least one")
+
+
+@dataclass(frozen=True)
 class ArchiveConfig:
     """Raw archives -> one clean archive.
 
@@ -44,6 +77,7 @@ class ArchiveConfig:
         missing_days_allowed: days a modality may lack before the stage refuses; a missing day stays missing.
         normalise: ``scalar`` (the paper) or ``anomaly`` (from a smooth day-of-year climatology).
         log_precipitation: standardise log(1 + rain) in place of rain.
+        variables: further variables of the state, after the others in channel order.
         decimals: of each value that are kept, in its unit (2: an error of 0.005 at most); null keeps every bit.
         regrid: the method of each modality.
     """
@@ -60,12 +94,15 @@ class ArchiveConfig:
     normalise: Kind = "anomaly"
     log_precipitation: bool = False
     decimals: int | None = 2
+    variables: list[VariableConfig] = field(default_factory=list)
     regrid: RegridConfig = field(default_factory=RegridConfig)
 
     def __post_init__(self) -> None:
         if self.decimals is not None and self.decimals < 0:
             raise ValueError(f"decimals: {self.decimals} is not allowed; at least 0, or null")
         Grid(self.n_latitude, self.n_longitude)
+        if len({variable.name for variable in self.variables}) < len(self.variables):
+            raise ValueError("variables: no name may stand twice")
         taken: dict[int, str] = {}
         for name in ("train_years", "validation_years", "test_years"):
             first, last = _years(name, getattr(self, name))

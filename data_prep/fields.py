@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from data_prep.config import ArchiveConfig
+from data_prep.config import ArchiveConfig, VariableConfig
 from data_prep.regrid import conservative, regrid
 from data_prep.sources import (
     SourceError,
@@ -16,7 +16,12 @@ from data_prep.sources import (
     open_static,
     open_temperature,
 )
+from data_prep.sources.daily import open_daily
+from data_prep.sources.quantity import Quantity
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
+
+PRESSURE_LEVELS = ("isobaricInhPa", "isobaricInPa")
+SURFACE_LEVELS = ("surface", "heightAboveGround", "meanSea", "entireAtmosphere")
 
 
 def specification(config: ArchiveConfig) -> StateSpec:
@@ -24,7 +29,12 @@ def specification(config: ArchiveConfig) -> StateSpec:
     temperature = Modality("temperature", "state", "K", "air_temperature", tuple(config.level_hpa))
     given = [(PRECIPITATION, config.sources.precipitation), (OLR, config.sources.olr)]
     grid = Grid(config.n_latitude, config.n_longitude)
-    return StateSpec(grid, (temperature, *(modality for modality, pattern in given if pattern)))
+    further = (Modality(v.name, "state", v.units, v.standard_name, _levels(config, v)) for v in config.variables)
+    return StateSpec(grid, (temperature, *(modality for modality, pattern in given if pattern), *further))
+
+
+def _levels(config: ArchiveConfig, variable: VariableConfig) -> tuple[int, ...]:
+    return tuple(config.level_hpa) if variable.on_levels else ()
 
 
 def period(config: ArchiveConfig) -> np.ndarray:
@@ -46,7 +56,22 @@ def open_fields(config: ArchiveConfig) -> dict[str, xr.DataArray]:
     if sources.olr:
         fields["olr"] = open_olr(_files("olr", sources.olr))
     grid = specification(config).grid
-    return {name: regrid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
+    found = {name: regrid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
+    return found | {v.name: regrid(_further(config, v), grid, v.regrid) for v in config.variables}
+
+
+def _further(config: ArchiveConfig, variable: VariableConfig) -> xr.DataArray:
+    places = PRESSURE_LEVELS if variable.on_levels else SURFACE_LEVELS
+    quantity = Quantity(
+        name=variable.name,
+        units=variable.units,
+        standard_name=variable.standard_name,
+        variables=tuple(variable.short_names),
+        grib=tuple((name, place) for name in variable.short_names for place in places),
+        factors={variable.units: 1.0},
+        valid_range=(variable.valid_range[0], variable.valid_range[1]),
+    )
+    return open_daily(_files(variable.name, variable.files), quantity, _levels(config, variable) or None)
 
 
 def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:
@@ -62,6 +87,7 @@ def fingerprints(config: ArchiveConfig) -> dict[str, list[list[str | int]]]:
     sources = config.sources
     patterns = {"temperature": sources.temperature, "precipitation": sources.precipitation, "olr": sources.olr}
     given = {name: pattern for name, pattern in patterns.items() if pattern}
+    given |= {variable.name: variable.files for variable in config.variables}
     return {name: [fingerprint(path) for path in _files(name, pattern)] for name, pattern in given.items()}
 
 

@@ -64,7 +64,7 @@ def _states(config: ObserveConfig, path: str) -> Planned:
     days, statistics = archive.days(config.split), archive.statistics()
     systems: list[GriddedSystem | StationSystem] = []
     for number, modality in enumerate(archive.spec.modalities):
-        how: ObservedConfig = getattr(config, modality.name)
+        how: ObservedConfig = getattr(config, modality.name, ObservedConfig("none"))
         if how.operator != "none":
             kind = StationSystem if how.operator == "stations" else GriddedSystem
             systems.append(kind(archive, statistics, modality, how, int(days[0]), number, config.seed))

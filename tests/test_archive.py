@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 import xarray as xr
+import yaml
 from test_errors import FILES, spoil, write_prep
 from world import write_world
 
 from data_prep.__main__ import main as prepare
 from data_prep.stats import Sums
 from slams.contracts.archive import open_archive
+from slams.contracts.shards import open_shards
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,6 +250,49 @@ def test_full_disk(tmp_path, here):
     assert not (tmp_path / "archive").exists()
     assert prepare(words(tmp_path, place)) == 0
     assert_same()
+
+
+def test_further_variables_stand_beside_temperature(planet, tmp_path):
+    """Geopotential on the levels, pressure at the surface: in the archive and in the shards, last in channel order."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for year in (2001, 2002, 2003):
+        with xr.open_dataset(planet / f"era5_t.{year}.nc", decode_times=False) as found:
+            z = (found.t * 200).assign_attrs(units="m**2 s**-2")
+            sp = (found.t.isel({found.t.dims[1]: -1}, drop=True) * 350).assign_attrs(units="Pa")
+            found.drop_vars("t").assign(z=z, sp=sp).to_netcdf(raw / f"further.{year}.nc")
+    write_prep(tmp_path, planet)
+    config = yaml.safe_load((tmp_path / "prep.yaml").read_text())
+    one = {"files": f"{raw}/further.*.nc", "regrid": "bilinear"}
+    config["archive"]["regrid"] = {"temperature": "bilinear"}
+    config["archive"]["variables"] = [
+        one | {"name": "geopotential", "standard_name": "geopotential", "units": "m**2 s**-2"}
+        | {"short_names": ["geopotential", "z"], "valid_range": [-1e4, 4e5]},
+        one | {"name": "pressure", "standard_name": "surface_air_pressure", "units": "Pa", "on_levels": False}
+        | {"short_names": ["sp"], "valid_range": [3e4, 1.2e5]},
+    ]  # fmt: skip
+    (tmp_path / "prep.yaml").write_text(yaml.safe_dump(config))
+    assert prepare(words(tmp_path)) == 0 and prepare(["shards", str(tmp_path / "prep.yaml")]) == 0
+    archive = open_archive(tmp_path / "archive")
+    assert archive.spec.names == ("temperature", "precipitation", "olr", "geopotential", "pressure")
+    x = archive.read(slice(0, 50))
+    np.testing.assert_allclose(x[:, 12:22], 200 * x[:, :10], atol=200 * 0.01)
+    np.testing.assert_allclose(x[:, 22], 350 * x[:, 9], atol=350 * 0.01)
+    assert open_shards(tmp_path / "shards").shape == (23, 8, 16)
+    assert prepare(["observe", str(tmp_path / "prep.yaml")]) == 0
+
+
+def test_a_further_variable_out_of_its_range_is_refused(planet, tmp_path, capsys):
+    write_prep(tmp_path, planet)
+    config = yaml.safe_load((tmp_path / "prep.yaml").read_text())
+    config["archive"]["variables"] = [
+        {"name": "t2m", "standard_name": "air_temperature", "units": "K", "files": f"{planet}/era5_t.*.nc"}
+        | {"short_names": ["t"], "valid_range": [300, 320]}
+    ]
+    (tmp_path / "prep.yaml").write_text(yaml.safe_dump(config))
+    assert prepare(words(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"{planet}/era5_t.2001.nc" in said and "300 to 320" in said.replace(".0", "")
 
 
 def test_other_tools_understand_it(made):
