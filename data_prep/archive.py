@@ -44,7 +44,10 @@ def _state(config: ArchiveConfig, n_days: int) -> str:
         done = Work(path).n_done()
         return f"{done} blocks are written, the others to be" if done else "to be written"
     old = _grows(config)
-    return "stands already" if old is None else f"to be extended by {n_days - len(old.time)} days"
+    if old is not None:
+        return f"to be extended by {n_days - len(old.time)} days"
+    is_finished(path, open_archive(path).attributes["config"], to_dict(config))  # or refused
+    return "stands already"
 
 
 def run(config: ArchiveConfig, whole: PrepConfig) -> None:

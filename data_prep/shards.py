@@ -14,6 +14,7 @@ import numpy as np
 from webdataset import TarWriter
 
 from data_prep.config import PrepConfig, ShardsConfig
+from data_prep.fields import specification
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
@@ -23,13 +24,17 @@ from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_f
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
+USUAL_RATIO = 2  # by which frames are compressed
 Timed = tuple[np.datetime64, int, np.ndarray]
 
 
 def plan(config: ShardsConfig, whole: PrepConfig) -> list[str]:
     """What the stage would do, for people."""
     done = "stand already" if Path(config.path).exists() else f"to be written from {whole.archive.path}"
-    return [f"shards {config.path}: {config.frames_per_shard} frames a shard: {done}"]
+    spec = specification(whole.archive)
+    frame_bytes = 4 * spec.n_channels * int(np.prod(spec.grid.shape)) / USUAL_RATIO
+    size = f"{config.frames_per_shard} frames, about {config.frames_per_shard * frame_bytes / 2**20:.0f} MiB a shard"
+    return [f"shards {config.path}: {size} (100 to 1000 suit an object store): {done}"]
 
 
 def run(config: ShardsConfig, whole: PrepConfig) -> None:
