@@ -65,7 +65,7 @@ def day_by_day(reader, folder, windows):
 
 def from_shards(reader, windows):
     """A batch by the training loader, the same."""
-    batches = iter(loader(lambda: iter([Portion(0, 0, windows, np.zeros(len(windows), int))]), reader, None, 0))
+    batches = loader(lambda: iter([Portion(0, 0, windows, np.zeros(len(windows), int))]), reader, None, 0)
     began = time.process_time()
     _, batch = next(batches)
     return time.process_time() - began, batch

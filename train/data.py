@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ class DataConfig:
 
     Arguments:
         batch: the global batch, windows a step over all processes.
-        workers: reading processes beside each training process; 0 reads in the training process.
+        workers: reading processes beside each training process; 0 reads in the training process, a batch ahead.
         cache_frames: decoded frames kept in memory, in each reading process.
         damaged: what a frame that cannot be read does: ``stop`` the run, or ``skip`` the windows that contain it.
             ``skip`` reads every shard once before it begins, and a run that goes on after new damage goes on with
@@ -150,6 +152,7 @@ class Reader:
         self.manifest, self.length, self.lead = manifest, length, lead
         self.frames = manifest.frames
         self._cache: LRUCache[int, np.ndarray] = LRUCache(cache_frames)
+        self._lock = Lock()  # a validation may read while the next training batch is read ahead
 
     def days(self, window: int) -> np.ndarray:
         """Valid days of the window read from that frame on, (L,)."""
@@ -160,7 +163,9 @@ class Reader:
         """What is read from those frames on, (B, lead + L, C, H, W)."""
         x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
         for x_LCHW, first in zip(x, firsts, strict=True):
-            for part, frame in zip(x_LCHW, self._frames(range(int(first), int(first) + len(x_LCHW))), strict=True):
+            with self._lock:
+                frames = self._frames(range(int(first), int(first) + len(x_LCHW)))
+            for part, frame in zip(x_LCHW, frames, strict=True):
                 part[:] = frame
         return x
 
@@ -176,8 +181,8 @@ class Reader:
 
 def loader(
     portions: Callable[[], Iterable[Portion]], reader: Reader, noise: Noise | None, workers: int
-) -> wds.WebLoader:
-    """Batches in the order of the plan, read ahead by ``workers`` processes."""
+) -> Iterator[Batch]:
+    """Batches in the order of the plan, read ahead by ``workers`` processes, or by a thread of this one."""
 
     def read(portion: Portion) -> tuple[Portion, np.ndarray]:
         return portion, reader.windows(portion.windows)
@@ -193,9 +198,19 @@ def loader(
     # fork: the workers touch no device, and share what the reader holds
     context = "fork" if workers else None
     pin = torch.cuda.is_available()
-    return wds.WebLoader(
-        pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin
+    return _ahead(
+        wds.WebLoader(pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin)
     )
+
+
+def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same, each fetched while the one before is used."""
+    waiting = iter(batches)
+    with ThreadPoolExecutor(1) as thread:
+        ready = thread.submit(next, waiting, None)
+        while (batch := ready.result()) is not None:
+            ready = thread.submit(next, waiting, None)
+            yield batch
 
 
 def _by_worker(portions: Iterable[Portion]) -> Iterator[Portion]:

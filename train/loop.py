@@ -147,7 +147,7 @@ class Run:
             )
 
         noise = training_noise(config.seed, config.data.batch) if config.model.kind == "score" else None
-        return iter(loader(portions, self.reader, noise, config.data.workers))
+        return loader(portions, self.reader, noise, config.data.workers)
 
     def _step(self, batches: Any, stop: StopRequest) -> bool:
         """One optimizer step; whether any process was asked to stop."""
