@@ -11,7 +11,7 @@ STUDIES := benchmarks/frontier.py benchmarks/calibration.py benchmarks/twin.py
 
 .PHONY: demo test test-slow lint bench bench-sampler clean
 
-demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 16 minutes
+demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 18 minutes
 	$(RUN) -m data_prep world configs/data_prep/tiny.yaml
 	$(RUN) -m data_prep archive configs/data_prep/tiny.yaml
 	$(RUN) -m data_prep shards configs/data_prep/tiny.yaml

@@ -127,11 +127,9 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
     with TarWriter(str(path), mtime=0) as writer:  # no clock: same frames, same bytes
         for time, run, values in frames:
             data, shape = encode_frame(values, keepbits), values.shape
+            place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
             writer.write({"__key__": str(time).replace("-", ""), MEMBER: data})
-            found.append({"time": str(time), "run": int(run), "size": len(data), "crc32": zlib.crc32(data)})
-    with tarfile.open(path) as tar:
-        for frame, member in zip(found, tar, strict=True):
-            frame["offset"] = member.offset_data
+            found.append({"time": str(time), "run": int(run)} | place | {"crc32": zlib.crc32(data)})
     if not found:
         path.unlink()
         return {"frames": []}

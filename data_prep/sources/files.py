@@ -16,6 +16,9 @@ from data_prep.sources.quantity import Quantity, SourceError, find_name
 from slams.contracts.envelope import ContractError
 from slams.contracts.storage import place, reading
 
+# Each open file keeps its library's chunk cache, 64 MB: by default 128 of them, 8 GB.
+xr.set_options(file_cache_maxsize=4)
+
 CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02")
 NETCDF_MAGIC = (b"\x89HDF", b"CDF\x05", *CLASSIC_MAGIC)
 GRIB_MAGIC = b"GRIB"

@@ -30,7 +30,7 @@ FORMAT, VERSION = "slams-archive", 1
 STATISTICS = "statistics.safetensors"
 EPOCH = np.datetime64("1900-01-01", "D")
 CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
-BLOCK_BYTES = 2**26  # of float32 fields held at once; what is computed from them may take five times as much
+BLOCK_BYTES = 2**24  # of float32 fields held at once; what is computed from them may take fifteen times as much
 Years = tuple[int, int]
 
 

@@ -36,7 +36,7 @@ def encode_frame(frame_CHW: np.ndarray, keepbits: int) -> bytes:
     return bytes(COMPRESSOR.encode(rounded))
 
 
-def decode_frame(data: bytes, shape_CHW: tuple[int, ...]) -> np.ndarray:
+def decode_frame(data: bytes | memoryview, shape_CHW: tuple[int, ...]) -> np.ndarray:
     """The inverse of `encode_frame`, but for the rounding."""
     return np.frombuffer(COMPRESSOR.decode(data), np.float32).reshape(shape_CHW)
 
@@ -145,11 +145,11 @@ class Manifest:
                     found.append((i, str(error)))
         return found
 
-    def _bytes(self, frames: Sequence[Frame]) -> Iterator[bytes]:
+    def _bytes(self, frames: Sequence[Frame]) -> Iterator[memoryview]:
         """What a shard holds of frames that lie side by side, each with the right checksum."""
         path, start = self.files[frames[0].shard], frames[0].offset
         try:
-            data = read_range(path, start, frames[-1].offset + frames[-1].size)
+            data = memoryview(read_range(path, start, frames[-1].offset + frames[-1].size))
         except FileNotFoundError:
             raise ContractError(f"{path}: no such file, though the manifest lists it") from None
         for frame in frames:
