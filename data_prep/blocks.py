@@ -62,6 +62,8 @@ class Writer:
         field = self._field(block.modality)
         days = (days_of(field) - self.first_day).astype(int) - block.start
         found = np.flatnonzero((days >= 0) & (days < block.stop - block.start))
+        if not len(found):  # what is not written reads as missing
+            return {"missing_days": (self.first_day + np.arange(block.start, block.stop)).astype(str).tolist()}
         values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
         values[days[found]] = field[found].compute(scheduler="synchronous").values
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)

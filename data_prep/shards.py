@@ -52,7 +52,9 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
         work.begun(made_of)
+    missing = set().union(*archive.attributes["missing_days"].values())
     days = np.sort(np.concatenate([archive.days(split) for split in archive.splits]))
+    days = days[[str(day) not in missing for day in archive.time[days]]]
     task = StateShard(archive.path, work.aside, config.keepbits)
     with workers(whole.workers) as in_order:
         shards = work.complete(task, parts(days, config.frames_per_shard), in_order, "shards")

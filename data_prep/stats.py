@@ -28,7 +28,7 @@ def fit_statistics(
     Raises:
         ValueError: a channel was never observed.
     """
-    days = archive.days("train")
+    days = _with_values(archive, archive.days("train"))
     n_basis = 1 if kind == "scalar" else day_features(archive.time[:1]).shape[1]
     log1p = np.array([log_precipitation and m.name == "precipitation" for m in archive.spec.modalities])
     log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
@@ -47,6 +47,13 @@ def fit_statistics(
     centred = Statistics(harmonics.astype(np.float32), unit.std, log1p, observed)
     std, global_std = _deviations(archive, centred, days)
     return Statistics(centred.harmonics, std, log1p, observed, static), global_std
+
+
+def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:
+    """Those on which some modality was observed."""
+    missing = archive.attributes["missing_days"]
+    nowhere = set.intersection(*(set(missing.get(name, ())) for name in archive.spec.names))
+    return days[[str(day) not in nowhere for day in archive.time[days]]]
 
 
 def _per_channel(value: np.ndarray) -> tuple[int, int, int]:

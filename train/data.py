@@ -162,22 +162,21 @@ class Reader:
     def windows(self, firsts: np.ndarray) -> np.ndarray:
         """What is read from those frames on, (B, lead + L, C, H, W)."""
         x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
-        wanted = np.asarray(firsts)[:, None] + np.arange(x.shape[1])
-        with self._lock:
-            frames = self._frames(np.unique(wanted).tolist())
-        for x_LCHW, window in zip(x, wanted.tolist(), strict=True):
-            for part, i in zip(x_LCHW, window, strict=True):
-                part[:] = frames[i]
+        for x_LCHW, first in zip(x, firsts, strict=True):
+            with self._lock:
+                frames = self._frames(range(int(first), int(first) + len(x_LCHW)))
+            for part, frame in zip(x_LCHW, frames, strict=True):
+                part[:] = frame
         return x
 
-    def _frames(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        """Frames by their index; those that are not remembered are read together."""
+    def _frames(self, wanted: range) -> list[np.ndarray]:
+        """Frames in order, those that are not remembered read together."""
         known = {i: self._cache[i] for i in wanted if i in self._cache}
         missing = [i for i in wanted if i not in known]
         read = dict(zip(missing, self.manifest.read_all([self.frames[i] for i in missing]), strict=True))
         if self._cache.maxsize:
             self._cache.update(read)
-        return known | read
+        return [known[i] if i in known else read[i] for i in wanted]
 
 
 def loader(
