@@ -16,9 +16,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from data_prep.blocks import Block, Writer, blocks
+from data_prep.blocks import Block, Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
-from data_prep.fields import days_of, fingerprints, open_fields, period, specification, static_fields
+from data_prep.fields import days_of, fingerprints, period, specification, static_fields
 from data_prep.stats import fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
@@ -63,15 +63,16 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     old, path = _grows(config), work.path
     if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
         return
-    fields, time = open_fields(config), period(config)
+    files, time = fingerprints(config), period(config)
+    fields = opened(config, files)
     absent = {name: np.setdiff1d(time, days_of(field)).astype(str).tolist() for name, field in fields.items()}
     _check_missing(absent, time, config)
-    group = _begun(work, config, fields, time, old)
+    group = _begun(work, config, {"config": to_dict(config), "files": files}, _run_numbers(fields, time), old)
     every = blocks(group, list(fields), len(time))
     taken = [block for block in every if old is not None and block.stop <= len(old.time)]
     written = [block for block in every if block not in taken]
     with workers(whole.workers) as in_order:
-        told = work.complete(Writer(config, work.aside, time[0]), written, in_order, "archive")
+        told = work.complete(Writer(config, files, work.aside, time[0]), written, in_order, "archive")
     missing = _missing_days(written, told, taken, old, time)
     _check_missing(missing, time, config)
     group.attrs.update(_attributes(config) | {"missing_days": missing})
@@ -95,14 +96,13 @@ def _attributes(config: ArchiveConfig) -> dict[str, Any]:
 
 
 def _begun(
-    work: Work, config: ArchiveConfig, fields: dict[str, xr.DataArray], time: np.ndarray, old: Archive | None
+    work: Work, config: ArchiveConfig, made_of: dict[str, Any], run: np.ndarray, old: Archive | None
 ) -> zarr.Group:
     """The archive aside: what an earlier call left there, if it was made of the same; else begun anew."""
-    made_of = {"config": to_dict(config), "files": fingerprints(config)}
     made_of |= {"days_before": 0 if old is None else len(old.time)}
     if work.goes_on(made_of):
         return zarr.open_group(work.aside, mode="r+", use_consolidated=False)
-    run = _run_numbers(fields["temperature"], time)
+    time = period(config)
     if old is None:
         group = create(work.aside, specification(config), time, run, _attributes(config), config.decimals)
     else:
@@ -145,8 +145,9 @@ def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: Arch
             )
 
 
-def _run_numbers(field: xr.DataArray, time: np.ndarray) -> np.ndarray:
+def _run_numbers(fields: dict[str, xr.DataArray], time: np.ndarray) -> np.ndarray:
     """Number of the continuous record that each day belongs to, by the sources' own names for their runs."""
+    field = fields["temperature"]
     names = np.asarray(field["run"].values).astype(str)
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     by_day = {day: order[name] for day, name in zip(days_of(field), names, strict=True)}

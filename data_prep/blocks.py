@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from slams.config import digest
 from slams.contracts.archive import array, write_block
 
 BLOCK_BYTES, BLOCK_DAYS = 2**26, 384
-_fields: dict[str, dict[str, xr.DataArray]] = {}  # of the configuration that this process works on
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,19 @@ class Writer:
 
     Arguments:
         config: of the stage.
+        files: what `fingerprints` says of its raw files.
         folder: the archive aside.
         first_day: of the archive.
     """
 
     config: ArchiveConfig
+    files: dict[str, list[list[str | int]]]
     folder: Path
     first_day: np.datetime64
 
     def __call__(self, block: Block) -> dict[str, Any]:
         """Write a block; says on which of its days there is no value."""
-        field = self._field(block.modality)
+        field = opened(self.config, self.files)[block.modality]
         days = (days_of(field) - self.first_day).astype(int) - block.start
         found = np.flatnonzero((days >= 0) & (days < block.stop - block.start))
         if not len(found):  # what is not written reads as missing
@@ -71,10 +73,14 @@ class Writer:
         missing = np.flatnonzero(~np.isfinite(values).any(axis=tuple(range(1, values.ndim))))
         return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
 
-    def _field(self, modality: str) -> xr.DataArray:
-        """The sources are opened once a process."""
-        key = digest(self.config)
-        if key not in _fields:
-            _fields.clear()
-            _fields[key] = open_fields(self.config)
-        return _fields[key][modality]
+
+def opened(config: ArchiveConfig, files: dict[str, list[list[str | int]]]) -> dict[str, xr.DataArray]:
+    """The fields of a configuration, opened once a process as long as its files are the same."""
+    key = json.dumps([digest(config), files])
+    if key not in _fields:
+        _fields.clear()
+        _fields[key] = open_fields(config)
+    return _fields[key]
+
+
+_fields: dict[str, dict[str, xr.DataArray]] = {}

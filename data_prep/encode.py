@@ -23,7 +23,7 @@ from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.config import to_dict
 from slams.contracts.bundle import check_same_make, open_bundle
 from slams.contracts.envelope import is_finished
-from slams.contracts.shards import Frame, Manifest, open_shards
+from slams.contracts.shards import Frame, open_shards
 from slams.model import open_autoencoder
 
 STATISTICS_FRAMES = 512  # a task
@@ -56,9 +56,9 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
     splits = {"splits": source.document["splits"], "autoencoder": bundle.checksum}
     with workers(whole.workers) as in_order:
         train = parts(source.windows("train", 1), STATISTICS_FRAMES, "statistics")
-        task = Moments(config.autoencoder, source.folder, config.batch)
-        latent = moments(work.complete(task, train, in_order, "latent statistics"))
-        shard = LatentShard(config.autoencoder, source.folder, config.batch, work.aside, config.keepbits, latent)
+        given = config.autoencoder, bundle.checksum, source.folder, config.batch
+        latent = moments(work.complete(Moments(*given), train, in_order, "latent statistics"))
+        shard = LatentShard(*given, work.aside, config.keepbits, latent)
         every = parts(np.arange(len(source.frames)), config.frames_per_shard)
         shards = work.complete(shard, every, in_order, "latent shards")
     document = {"config": made_by, "content": "latent"} | splits | {"latent": latent}
@@ -67,14 +67,9 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
 
 
 @lru_cache(maxsize=1)
-def _network(autoencoder: str) -> Autoencoder | PaperAutoencoder:
-    """Opened once a process."""
+def _network(autoencoder: str, checksum: str) -> Autoencoder | PaperAutoencoder:
+    """Opened once a process, and again where another bundle lies there."""
     return open_autoencoder(open_bundle(autoencoder))
-
-
-@lru_cache(maxsize=1)
-def _source(folder: Path) -> Manifest:
-    return open_shards(folder)
 
 
 @dataclass(frozen=True)
@@ -82,19 +77,20 @@ class Encoder:
     """Latents of frames of a shard set.
 
     Arguments:
-        autoencoder: its bundle.
+        autoencoder, checksum: its bundle, and which one.
         source: shard set of states.
         batch: frames encoded at once.
     """
 
     autoencoder: str
+    checksum: str
     source: Path
     batch: int
 
     @torch.inference_mode()
     def encoded(self, where: tuple[int, ...]) -> Iterator[tuple[list[Frame], np.ndarray]]:
         """Frames and their latents in batches, (B, Z, h, w)."""
-        source, network = _source(self.source), _network(self.autoencoder)
+        source, network = open_shards(self.source), _network(self.autoencoder, self.checksum)
         for i in range(0, len(where), self.batch):
             part = [source.frames[j] for j in where[i : i + self.batch]]
             yield part, network.encode(torch.from_numpy(np.stack(source.read_all(part)))).numpy()
