@@ -57,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"data_prep {given.stage}: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"data_prep {given.stage}: interrupted; the same command goes on from here\n")
+        return 130
     return 0
 
 

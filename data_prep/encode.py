@@ -27,6 +27,7 @@ from slams.contracts.shards import Frame, open_shards
 from slams.model import open_autoencoder
 
 STATISTICS_FRAMES = 512  # a task
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def plan(config: EncodeConfig, whole: PrepConfig) -> list[str]:
@@ -68,8 +69,17 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
 
 @lru_cache(maxsize=1)
 def _network(autoencoder: str, checksum: str) -> Autoencoder | PaperAutoencoder:
-    """Opened once a process, and again where another bundle lies there."""
-    return open_autoencoder(open_bundle(autoencoder))
+    """Opened once a process, and again where another bundle lies there; on this machine's GPU if it has one."""
+    return open_autoencoder(open_bundle(autoencoder)).to(DEVICE)
+
+
+def _encode(network: Autoencoder | PaperAutoencoder, x_BCHW: np.ndarray) -> np.ndarray:
+    """Latents, (B, Z, h, w), by one thread: how many share the work would show in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    z = network.encode(torch.from_numpy(x_BCHW).to(DEVICE)).cpu().numpy()
+    torch.set_num_threads(threads)
+    return z
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Encoder:
         source, network = open_shards(self.source), _network(self.autoencoder, self.checksum)
         for i in range(0, len(where), self.batch):
             part = [source.frames[j] for j in where[i : i + self.batch]]
-            yield part, network.encode(torch.from_numpy(np.stack(source.read_all(part)))).numpy()
+            yield part, _encode(network, np.stack(source.read_all(part)))
 
 
 @dataclass(frozen=True)

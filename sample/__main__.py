@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"{parser.prog}: {' '.join(str(error).split())}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here\n")
+        return 130
     return 0
 
 

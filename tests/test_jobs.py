@@ -11,6 +11,7 @@ import re
 import time
 
 import numpy as np
+import torch
 import xarray as xr
 from chain import DATES, MEMBERS, finish, start
 
@@ -100,6 +101,20 @@ def test_two_processes_draw_what_one_draws(chain):
     assert len(members(one)) == 3 * MEMBERS * len(DATES)
     assert members(one) == members(two)
     assert (two / "complete.json").is_file() and len(list((two / "ledger").iterdir())) == len(DATES)
+
+
+def test_two_processes_encode_the_same_latents(chain):
+    """Also where the test's process computes on two threads and the workers on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    latents = []
+    for processes in (1, 2):
+        folder = chain.folder / f"latents-{processes}"
+        words = [f"encode.path={folder}", "encode.batch=16", f"workers.processes={processes}"]
+        assert MAIN["data_prep"](chain.prep("encode", *words)[1:]) == 0
+        latents.append([path.read_bytes() for path in sorted(folder.glob("*.tar"))])
+    torch.set_num_threads(before)
+    assert latents[0] == latents[1]
 
 
 def test_members_drawn_in_other_blocks_are_the_same_but_for_rounding(chain):

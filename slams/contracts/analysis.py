@@ -29,6 +29,7 @@ from slams.contracts.archive import (
     write_levels,
 )
 from slams.contracts.envelope import ContractError, check_header, header, read_json, write_json
+from slams.contracts.storage import writing
 from slams.spec import Modality, StateSpec
 
 FORMAT, VERSION = "slams-analysis", 1
@@ -56,7 +57,8 @@ class Analysis:
         for modality in self.spec.modalities:
             values = x_MLCHW[:, :, self.spec.channels(modality.name)]
             shape = (*values.shape[:2], *field_shape(modality, self.spec.grid.shape))
-            array(group, modality.name).oindex[members, where] = values.reshape(shape)
+            with writing(self.path):
+                array(group, modality.name).oindex[members, where] = values.reshape(shape)
         return zlib.crc32(np.ascontiguousarray(x_MLCHW, np.float32).tobytes())
 
     def read(self, where: int) -> np.ndarray:
@@ -89,15 +91,14 @@ class Analysis:
             spread = x_MCHW.std(axis=0, ddof=1) if self.n_members > 1 else np.zeros_like(x_MCHW[0])
             for modality in self.spec.modalities:
                 shape, part = field_shape(modality, self.spec.grid.shape), self.spec.channels(modality.name)
-                array(group, f"{modality.name}_mean")[where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
-                array(group, f"{modality.name}_spread")[where] = spread[part].reshape(shape)
+                with writing(self.path):
+                    array(group, f"{modality.name}_mean")[where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
+                    array(group, f"{modality.name}_spread")[where] = spread[part].reshape(shape)
         consolidate(self.path)
         write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
 
 
-def create(
-    path: Path, spec: StateSpec, time: np.ndarray, n_members: int, attributes: dict[str, Any]
-) -> Analysis:
+def create(path: Path, spec: StateSpec, time: np.ndarray, n_members: int, attributes: dict[str, Any]) -> Analysis:
     """An empty product.
 
     Arguments:

@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
 from slams.contracts.envelope import ContractError, check_header, header, sha256
-from slams.contracts.storage import place
+from slams.contracts.storage import place, writing
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
@@ -41,9 +41,7 @@ def codecs() -> tuple[BloscCodec, Crc32cCodec]:
 
 def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
     """A one-dimensional CF coordinate in one chunk."""
-    axis = group.create_array(
-        name, shape=values.shape, dtype=values.dtype, chunks=values.shape, dimension_names=[name]
-    )
+    axis = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=values.shape, dimension_names=[name])
     axis[:] = values
     axis.attrs.update(attributes)
 
@@ -210,7 +208,8 @@ def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) ->
     decimals = cast("int | None", field.attrs.get("decimals"))
     if decimals is not None:
         values = Quantize(decimals, "f4").encode(np.asarray(values, np.float32)).reshape(values.shape)
-    field[start : start + len(values)] = values
+    with writing(group.store_path):
+        field[start : start + len(values)] = values
 
 
 def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:

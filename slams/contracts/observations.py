@@ -25,6 +25,7 @@ from slams.contracts.archive import consolidate, read_time, reading, write_coord
 from slams.contracts.envelope import ContractError, check_header, header
 from slams.contracts.gridded import Field, Gridded, GriddedWriter, Operator, OperatorKind, read_gridded
 from slams.contracts.stations import FILE, Stations, StationWriter, open_stations, read_stations
+from slams.contracts.storage import writing
 from slams.spec import Grid, Modality, StateSpec
 
 __all__ = ["LATENT", "Gridded", "Observations", "Observed", "Operator", "OperatorKind", "Stations"]
@@ -179,7 +180,8 @@ def write_observations(
     write_coordinate(root, "time", days, {"units": "days since 1900-01-01", "calendar": "proleptic_gregorian"})
     writer = _Writer(Path(folder), root, spec, time)
     for seen in observed:
-        writer.write(seen)
+        with writing(folder):
+            writer.write(seen)
     writer.close()
     root.attrs["content_sha256"] = writer.fingerprint.hexdigest()
     consolidate(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,21 @@ def reading(path: str | Path) -> Iterator[None]:
         if "://" not in str(path):
             raise
         raise ContractError(f"{path}: cannot be read ({_first_line(error)})") from error
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn a Zarr write that failed, on a full disk for one, into one sentence.
+
+    Raises:
+        OSError: names what could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Zarr leaves the writes of the other chunks pending, and asyncio would complain of each at exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise OSError(f"{path}: cannot be written ({_first_line(error)})") from error
 
 
 def read_range(path: Path, start: int, stop: int) -> bytes:
