@@ -103,7 +103,7 @@ class Encoder:
         source, network = open_shards(self.source), _network(self.autoencoder, self.checksum)
         for i in range(0, len(where), self.batch):
             part = [source.frames[j] for j in where[i : i + self.batch]]
-            yield part, _encode(network, np.stack(source.read_all(part)))
+            yield part, _encode(network, source.read_all(part))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from webdataset import TarWriter
 
 from data_prep.config import PrepConfig, ShardsConfig
 from data_prep.fields import specification
@@ -24,6 +25,7 @@ from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_f
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
+USTAR = tarfile.USTAR_FORMAT
 USUAL_RATIO = 2  # by which frames are compressed
 Timed = tuple[np.datetime64, int, np.ndarray]
 
@@ -126,17 +128,33 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
     """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest."""
     found: list[dict[str, Any]] = []
     shape: tuple[int, ...] = ()
-    with TarWriter(str(path), mtime=0) as writer:  # no clock: same frames, same bytes
+    with path.open("wb") as file, tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar:
         for time, run, values in frames:
             data, shape = encode_frame(values, keepbits), values.shape
-            place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
-            writer.write({"__key__": str(time).replace("-", ""), MEMBER: data})
+            member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
+            member.size = len(data)
+            place = {"offset": tar.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
+            tar.addfile(member, BytesIO(data))
             found.append({"time": str(time), "run": int(run)} | place | {"crc32": zlib.crc32(data)})
     if not found:
         path.unlink()
         return {"frames": []}
-    entry = {"file": path.name, "frames": found, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    entry = {"file": path.name, "frames": found, "bytes": path.stat().st_size, "sha256": stream.sha256.hexdigest()}
     return entry | {"shape": list(shape)}
+
+
+class Hashed:
+    """A file whose checksum is known when it is written, with no second look at it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def write_manifest(

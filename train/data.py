@@ -164,19 +164,20 @@ class Reader:
         x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
         for x_LCHW, first in zip(x, firsts, strict=True):
             with self._lock:
-                frames = self._frames(range(int(first), int(first) + len(x_LCHW)))
-            for part, frame in zip(x_LCHW, frames, strict=True):
-                part[:] = frame
+                self._fill(x_LCHW, int(first))
         return x
 
-    def _frames(self, wanted: range) -> list[np.ndarray]:
+    def _fill(self, x_LCHW: np.ndarray, first: int) -> None:
         """Frames in order, those that are not remembered read together."""
-        known = {i: self._cache[i] for i in wanted if i in self._cache}
-        missing = [i for i in wanted if i not in known]
-        read = dict(zip(missing, self.manifest.read_all([self.frames[i] for i in missing]), strict=True))
+        missing = []
+        for position, into in enumerate(x_LCHW):
+            if (remembered := self._cache.get(first + position)) is None:
+                missing.append(position)
+            else:
+                into[:] = remembered
+        self.manifest.read_into([x_LCHW[i] for i in missing], [self.frames[first + i] for i in missing])
         if self._cache.maxsize:
-            self._cache.update(read)
-        return [known[i] if i in known else read[i] for i in wanted]
+            self._cache.update({first + i: x_LCHW[i].copy() for i in missing})
 
 
 def loader(

@@ -8,14 +8,14 @@ window of frames can be read in any order, straight from the tars, and no damage
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numcodecs import BitRound, Blosc
+from numcodecs import BitRound, Blosc, blosc
 
 from slams.contracts.archive import read_statistics
 from slams.contracts.envelope import ContractError, check_header, read_json
@@ -36,9 +36,9 @@ def encode_frame(frame_CHW: np.ndarray, keepbits: int) -> bytes:
     return bytes(COMPRESSOR.encode(rounded))
 
 
-def decode_frame(data: bytes | memoryview, shape_CHW: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `encode_frame`, but for the rounding."""
-    return np.frombuffer(COMPRESSOR.decode(data), np.float32).reshape(shape_CHW)
+def decode_frame(data: bytes | memoryview, into_CHW: np.ndarray) -> None:
+    """The inverse of `encode_frame`, but for the rounding, into memory that exists: new memory costs as much again."""
+    blosc.decompress(data, into_CHW)
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,25 @@ class Manifest:
         """
         return self.read_all([frame])[0]
 
-    def read_all(self, frames: Sequence[Frame]) -> list[np.ndarray]:
-        """Frames, verified; those that are neighbours in a shard by one request.
+    def read_all(self, frames: Sequence[Frame]) -> np.ndarray:
+        """Frames, (N, C, H, W), verified.
 
         Raises:
             ContractError: as `read`.
         """
-        return [decode_frame(data, self.shape) for part in _neighbours(frames) for data in self._bytes(part)]
+        x_NCHW = np.empty((len(frames), *self.shape), np.float32)
+        self.read_into(x_NCHW, frames)
+        return x_NCHW
+
+    def read_into(self, into: Iterable[np.ndarray], frames: Sequence[Frame]) -> None:
+        """Fill one array (C, H, W) a frame; those that are neighbours in a shard by one request.
+
+        Raises:
+            ContractError: as `read`.
+        """
+        read = (data for part in _neighbours(frames) for data in self._bytes(part))
+        for data, into_CHW in zip(read, into, strict=True):
+            decode_frame(data, into_CHW)
 
     def damaged(self, shard: int) -> list[tuple[int, str]]:
         """Frames of a shard that cannot be read, and why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,9 +66,11 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
     """
     with reading(path):
         if isinstance(path, Path):
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
+            file = os.open(path, os.O_RDONLY)  # without Python's buffers, which cost as much as the read itself
+            try:
+                return os.pread(file, stop - start, start)
+            finally:
+                os.close(file)
         system, inside = url_to_fs(str(path))
         return bytes(system.cat_file(inside, start=start, end=stop))
 
