@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -106,13 +107,14 @@ def write_synthetic(folder, year, days, shape):
     return path
 
 
-def synthetic(folder, name, days, shape, target):
-    """Configuration of three such years."""
+def synthetic(folder, name, n_years, days, shape, target):
+    """Configuration of so many such years."""
     raw = Path(folder, name)
     raw.mkdir()
-    for year in (2001, 2002, 2003):
+    for year in range(2001, 2001 + n_years):
         write_synthetic(raw, year, days, shape)
-    years = [[2001, 2001], [2002, 2002], [2003, 2003]]
+    last = 2000 + n_years
+    years = [[2001, last - 2], [last - 1, last - 1], [last, last]]
     return write_config(folder, name, {"temperature": f"{raw}/t.*.nc"}, years, target, missing_days_allowed=1095)
 
 
@@ -129,14 +131,43 @@ def archives(world, folder):
         print(f"archive {config.stem} years: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
 
 
-def two_processes(folder):
-    config = synthetic(folder, "one-degree", 90, (181, 360), (120, 240))
-    two = "workers.processes=2"
-    paired("1 degree, 270 days: one process; two", lambda: one_archive(config), lambda: one_archive(config, two))
+def on_one_core(function, *arguments):
+    """A function's value, where it and what it starts have one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return function(*arguments)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def side_by_side(configs):
+    """Seconds in which so many programs, a core and an archive each, are all done: what the machine itself allows."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "data_prep", "archive"]
+    started = [subprocess.Popen([*command, str(c)], stdout=subprocess.DEVNULL) for c in configs]
+    for core, process in enumerate(started):
+        os.sched_setaffinity(process.pid, {core})
+    if any(process.wait() for process in started):
+        sys.exit("two archives side by side: failed")
+    for config in configs:
+        shutil.rmtree(load(PrepConfig, config).archive.path)
+    return time.perf_counter() - began
+
+
+def two_cores(folder):
+    """Six whole years at 1 degree (4 GB of files)."""
+    config = synthetic(folder, "one-degree", 6, 365, (181, 360), (120, 240))
+    other = Path(folder, "other.yaml")
+    other.write_text(config.read_text().replace("one-degree.zarr", "other.zarr"))
+    one_core = partial(on_one_core, one_archive, config)
+    paired("1 degree, 6 years: one core; two", one_core, lambda: one_archive(config, "workers.processes=2"))
+    twice = "the same, on one core; half of two programs side by side on two, which the machine allows at most"
+    paired(twice, one_core, lambda: side_by_side((config, other)) / 2)
 
 
 def quarter_degree(folder):
-    config = synthetic(folder, "quarter", 4, (721, 1440), (720, 1440))
+    config = synthetic(folder, "quarter", 3, 4, (721, 1440), (720, 1440))
     for stage in ("archive", "shards"):
         seconds, gib = run(stage, config)
         print(f"0.25 degrees, 12 days with values, {stage}: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
@@ -182,7 +213,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         archives(world, folder)
         shards(folder)
-        two_processes(folder)
+        two_cores(folder)
         quarter_degree(folder)
 
 

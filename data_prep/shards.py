@@ -18,6 +18,7 @@ from data_prep.config import PrepConfig, ShardsConfig
 from data_prep.fields import specification
 from data_prep.work import Work
 from data_prep.workers import workers
+from slams.ahead import ahead
 from slams.config import to_dict
 from slams.contracts.archive import open_archive
 from slams.contracts.envelope import header, is_finished, sha256, write_json
@@ -99,8 +100,10 @@ class StateShard:
     def _frames(self, days: np.ndarray) -> Iterator[Timed]:
         archive = open_archive(self.archive)
         statistics = archive.statistics()
-        for block in archive.blocks(days):
-            x = statistics.standardise(archive.read(block), archive.time[block])
+        standardised = (
+            (block, statistics.standardise(archive.read(block), archive.time[block])) for block in archive.blocks(days)
+        )
+        for block, x in ahead(standardised):
             for i, frame in zip(block, x, strict=True):
                 if np.isfinite(frame).any(axis=(1, 2)).all():
                     yield archive.time[i], int(archive.run[i]), frame

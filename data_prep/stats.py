@@ -1,17 +1,21 @@
 """Statistics of the train years, streamed over blocks of days in float64.
 
 The climatology is a least-squares fit of a mean and two annual harmonics at each cell and channel, over the days
-that were observed there; the standard deviation is that of the departures from it, area-weighted, one a channel.
+that were observed there; the standard deviation is that of the departures from it, area-weighted, one a channel. One
+pass suffices: the squares of the departures follow from the sums of the fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from slams.ahead import ahead
 from slams.contracts.archive import Archive
-from slams.statistics import Kind, Statistics, day_features
+from slams.statistics import Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
@@ -31,11 +35,16 @@ def fit_statistics(
     days = _with_values(archive, archive.days("train"))
     n_basis = 1 if kind == "scalar" else day_features(archive.time[:1]).shape[1]
     log1p = np.array([log_precipitation and m.name == "precipitation" for m in archive.spec.modalities])
+    area = archive.spec.grid.area_weights
     log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
-    unit = Statistics(np.zeros((1, *_per_channel(log1p))), np.ones(_per_channel(log1p)), log1p, np.zeros(0))
-    sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
-    for block in archive.blocks(days):
-        sums.add(unit.standardise(archive.read(block), archive.time[block]), day_features(archive.time[block]))
+    empty = partial(Sums.empty, n_channels=archive.spec.n_channels, shape_HW=archive.spec.grid.shape)
+    sums = empty(n_basis)
+    untransformed = empty(1) if log1p.any() else sums
+    for block, x in _read(archive, days):
+        features = day_features(archive.time[block])
+        sums.add(transformed(x, log1p), features)
+        if untransformed is not sums:
+            untransformed.add(x, features)
     most = sums.count.max(axis=(1, 2), keepdims=True)
     observed = (sums.count > 0) & (sums.count >= OBSERVED_SHARE * most)
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
@@ -43,10 +52,13 @@ def fit_statistics(
             raise ValueError(f"{archive.path}: {name} is missing on every train day")
     if most.max() < YEAR_DAYS:
         sums = sums.of_the_mean()  # there is no annual cycle to fit
-    harmonics = _scalar_mean(archive, sums) if kind == "scalar" else sums.solve(observed)
-    centred = Statistics(harmonics.astype(np.float32), unit.std, log1p, observed)
-    std, global_std = _deviations(archive, centred, days)
-    return Statistics(centred.harmonics, std, log1p, observed, static), global_std
+    harmonics = _scalar_mean(sums, area) if kind == "scalar" else sums.solve(observed)
+    weight = area * observed
+    std = np.sqrt((sums.squares(harmonics) * weight).sum((1, 2)) / (sums.count * weight).sum((1, 2)))
+    return (
+        Statistics(harmonics.astype(np.float32), std.astype(np.float32)[:, None, None], log1p, observed, static),
+        _global_std(untransformed, area),
+    )
 
 
 def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:
@@ -56,8 +68,9 @@ def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:
     return days[[str(day) not in nowhere for day in archive.time[days]]]
 
 
-def _per_channel(value: np.ndarray) -> tuple[int, int, int]:
-    return len(value), 1, 1
+def _read(archive: Archive, days: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of days and their values."""
+    return ahead((block, archive.read(block)) for block in archive.blocks(days))
 
 
 @dataclass
@@ -71,18 +84,20 @@ class Sums:
         pairs: sum of b b' over all days, (K, K).
         lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W).
         right: sum of b x over the values, (K, C, H, W).
+        square: sum of x x over the values, (C, H, W).
         count: values, (C, H, W).
     """
 
     pairs: np.ndarray
     right: np.ndarray
+    square: np.ndarray
     count: np.ndarray
     lacking: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, n_basis: int, n_channels: int, shape_HW: tuple[int, int]) -> Sums:
         shape = (n_channels, *shape_HW)
-        return cls(np.zeros((n_basis, n_basis)), np.zeros((n_basis, *shape)), np.zeros(shape))
+        return cls(np.zeros((n_basis, n_basis)), np.zeros((n_basis, *shape)), np.zeros(shape), np.zeros(shape))
 
     def add(self, x_LCHW: np.ndarray, features_LK: np.ndarray) -> None:
         """Further days; features beyond the first K are not used."""
@@ -92,7 +107,9 @@ class Sums:
         for channel in range(x_LCHW.shape[1]):
             x = x_LCHW[:, channel].astype(np.float64)
             seen = np.isfinite(x)
-            self.right[:, channel] += np.tensordot(basis.T, np.where(seen, x, 0), 1)
+            x[~seen] = 0
+            self.right[:, channel] += np.tensordot(basis.T, x, 1)
+            self.square[channel] += np.einsum("lhw,lhw->hw", x, x)
             self.count[channel] += seen.sum(axis=0)
             if not seen.all():
                 self._lack(channel, np.tensordot(pairs, (~seen).astype(np.float64), (0, 0)))
@@ -101,7 +118,8 @@ class Sums:
         self.lacking[channel] = self.lacking[channel] + pairs_KKHW if channel in self.lacking else pairs_KKHW
 
     def __add__(self, other: Sums) -> Sums:
-        found = Sums(self.pairs + other.pairs, self.right + other.right, self.count + other.count, dict(self.lacking))
+        found = Sums(*(getattr(self, name) + getattr(other, name) for name in ("pairs", "right", "square", "count")))
+        found.lacking = dict(self.lacking)
         for channel, pairs in other.lacking.items():
             found._lack(channel, pairs)
         return found
@@ -109,35 +127,35 @@ class Sums:
     def of_the_mean(self) -> Sums:
         """Those of a fit on the first function alone."""
         lacking = {channel: pairs[:1, :1] for channel, pairs in self.lacking.items()}
-        return Sums(self.pairs[:1, :1], self.right[:1], self.count, lacking)
+        return Sums(self.pairs[:1, :1], self.right[:1], self.square, self.count, lacking)
 
     def solve(self, observed_CHW: np.ndarray) -> np.ndarray:
         """Coefficients (K, C, H, W); 0 where the channel is not observed."""
         solution = np.zeros_like(self.right)
         for channel, observed in enumerate(observed_CHW):
-            lacking_KKHW = self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
-            normal_NKK = np.moveaxis(self.pairs[..., None, None] - lacking_KKHW, (0, 1), (-2, -1))
+            normal_NKK = np.moveaxis(self._normal(channel), (0, 1), (-2, -1))
             normal_NKK = np.broadcast_to(normal_NKK, (*observed.shape, *self.pairs.shape))[observed]
             right_NK = self.right[:, channel][:, observed].T
             solution[:, channel, observed] = np.linalg.solve(normal_NKK, right_NK[..., None])[..., 0].T
         return solution
 
+    def squares(self, harmonics_KCHW: np.ndarray) -> np.ndarray:
+        """Sum of (x - b'c)^2 over the values, (C, H, W), for coefficients c that hold everywhere or cell by cell."""
+        found = self.square - 2 * (harmonics_KCHW * self.right).sum(axis=0)
+        for channel, c_KHW in enumerate(np.moveaxis(harmonics_KCHW, 1, 0)):
+            found[channel] += (c_KHW[:, None] * self._normal(channel) * c_KHW).sum((0, 1))
+        return np.maximum(found, 0)
 
-def _scalar_mean(archive: Archive, sums: Sums) -> np.ndarray:
-    area = archive.spec.grid.area_weights
+    def _normal(self, channel: int) -> np.ndarray:
+        """Sum of b b' over the values of a channel, (K, K, H, W), or (K, K, 1, 1) where no cell lacks any."""
+        return self.pairs[..., None, None] - self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
+
+
+def _scalar_mean(sums: Sums, area: np.ndarray) -> np.ndarray:
     return ((sums.right[:1] * area).sum((2, 3)) / (sums.count * area).sum((1, 2)))[:, :, None, None]
 
 
-def _deviations(archive: Archive, centred: Statistics, days: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Standard deviation of the departures (C, 1, 1), and of the physical values around their global mean."""
-    area = archive.spec.grid.area_weights
-    sums = np.zeros((4, archive.spec.n_channels))
-    for block in archive.blocks(days):
-        x = archive.read(block).astype(np.float64)
-        departure = centred.standardise(x, archive.time[block]).astype(np.float64)
-        weight = np.isfinite(x) * area
-        terms = (weight, weight * departure**2, weight * x, weight * x**2)
-        sums += np.stack([np.nansum(term, axis=(0, 2, 3)) for term in terms])
-    weight, square, first, second = sums
-    total = np.sqrt(np.maximum(second / weight - (first / weight) ** 2, 0))
-    return np.sqrt(square / weight).astype(np.float32)[:, None, None], [float(s) for s in total]
+def _global_std(sums: Sums, area: np.ndarray) -> list[float]:
+    """Of each channel over all cells and days, around its global mean."""
+    square = (sums.of_the_mean().squares(_scalar_mean(sums, area)) * area).sum((1, 2))
+    return [float(value) for value in np.sqrt(square / (sums.count * area).sum((1, 2)))]

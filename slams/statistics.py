@@ -33,6 +33,11 @@ def day_features(time: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(time), 1)), waves], axis=1)
 
 
+def transformed(x_LCHW: np.ndarray, log1p: np.ndarray) -> np.ndarray:
+    """T(x): log(1 + x) in the channels marked so, (C,), and x itself in the others."""
+    return np.where(log1p[:, None, None], np.log1p(np.maximum(x_LCHW, 0)), x_LCHW) if log1p.any() else x_LCHW
+
+
 @dataclass(frozen=True)
 class Statistics:
     """What turns physical fields into standardised channels and back.
@@ -58,8 +63,7 @@ class Statistics:
 
     def standardise(self, x_LCHW: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Physical units to dimensionless, NaN kept."""
-        transformed = np.where(self._log, np.log1p(np.maximum(x_LCHW, 0)), x_LCHW) if self.log1p.any() else x_LCHW
-        return ((transformed - self.mean(time)) / self.std).astype(np.float32)
+        return ((transformed(x_LCHW, self.log1p) - self.mean(time)) / self.std).astype(np.float32)
 
     def physical(self, x_LCHW: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Dimensionless to physical units; the inverse of `standardise`."""

@@ -21,7 +21,7 @@ from test_errors import FILES, spoil, write_prep
 from world import write_world
 
 from data_prep.__main__ import main as prepare
-from data_prep.stats import Sums
+from data_prep.stats import Sums, fit_statistics
 from slams.contracts.archive import open_archive
 from slams.contracts.shards import open_shards
 
@@ -309,6 +309,30 @@ def test_other_tools_understand_it(made):
     assert keys == [str(day).replace("-", "") for day in found.time.values.astype("datetime64[D]")]
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("kind", ["anomaly", "scalar"])
+def test_standard_deviations_are_those_of_the_values(made, kind, log):
+    """Of the departures where a channel is observed, and of the values themselves everywhere; rain has gaps."""
+    archive = open_archive(made / "archive")
+    found, global_std = fit_statistics(archive, kind, log, {})
+    days = archive.days("train")
+    x = archive.read(days).astype(float)
+    area = np.broadcast_to(archive.spec.grid.area_weights, x.shape)
+    assert found.log1p.sum() == log and not found.observed.all()
+    departures = found.standardise(x, archive.time[days])
+    for c, name in enumerate(archive.spec.channel_names):
+        seen = np.isfinite(x[:, c])
+        whole = weighted_std(x[:, c][seen], area[:, c][seen])
+        np.testing.assert_allclose(global_std[c], whole, rtol=1e-6, err_msg=name)
+        seen &= found.observed[c]
+        mean_square = np.average(departures[:, c][seen].astype(float) ** 2, weights=area[:, c][seen])
+        np.testing.assert_allclose(mean_square, 1, rtol=1e-4, err_msg=name)
+
+
+def weighted_std(x, weight):
+    return np.sqrt(np.average((x - np.average(x, weights=weight)) ** 2, weights=weight))
+
+
 def test_sums_over_parts_add_up():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(60, 2, 3, 4))
@@ -321,9 +345,13 @@ def test_sums_over_parts_add_up():
         parts.append(Sums.empty(3, 2, (3, 4)))
         parts[-1].add(x[part], features[part])
     observed = whole.count > 10
-    found = (parts[0] + parts[1] + parts[2]).solve(observed)
+    together = parts[0] + parts[1] + parts[2]
+    found = together.solve(observed)
+    squares = together.squares(found)
     np.testing.assert_allclose(found, whole.solve(observed), rtol=1e-10, atol=1e-12)
     for c, i, j in np.ndindex(2, 3, 4):
         seen = np.isfinite(x[:, c, i, j])
         best = np.linalg.lstsq(features[seen, :3], x[seen, c, i, j], rcond=None)[0] if observed[c, i, j] else 0
         np.testing.assert_allclose(found[:, c, i, j], best, atol=1e-10)
+        departures = x[seen, c, i, j] - features[seen, :3] @ found[:, c, i, j]
+        np.testing.assert_allclose(squares[c, i, j], np.sum(departures**2), rtol=1e-9)

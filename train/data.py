@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from slams import rng
+from slams.ahead import ahead
 from slams.config import ConfigError
 from slams.contracts.shards import Manifest
 from slams.statistics import day_features
@@ -199,19 +199,9 @@ def loader(
     # fork: the workers touch no device, and share what the reader holds
     context = "fork" if workers else None
     pin = torch.cuda.is_available()
-    return _ahead(
+    return ahead(
         wds.WebLoader(pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin)
     )
-
-
-def _ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same, each fetched while the one before is used."""
-    waiting = iter(batches)
-    with ThreadPoolExecutor(1) as thread:
-        ready = thread.submit(next, waiting, None)
-        while (batch := ready.result()) is not None:
-            ready = thread.submit(next, waiting, None)
-            yield batch
 
 
 def _by_worker(portions: Iterable[Portion]) -> Iterator[Portion]:

@@ -15,7 +15,7 @@ from data_prep.sources.decode import DEGREES_TOLERANCE, Piece, decode
 from data_prep.sources.quantity import Quantity, SourceError
 from data_prep.sources.times import DAY
 
-CHUNK_BYTES = 2**25  # of float32 that are read at once
+CHUNK_BYTES = 2**23  # of float32 that are read at once
 NO_SAMPLE = -1
 
 
@@ -52,13 +52,14 @@ class Days:
         """Of those days; a day that lacks some of its samples is missing, not a mean of the rest."""
         file, sample = self.file[days].ravel(), self.sample[days].ravel()
         n_a_day = self.file.shape[1]
-        total = np.zeros((len(days), *self.shape[1:]))
+        # a sum needs the precision of float64; a day's only sample is that already
+        total = np.zeros((len(days), *self.shape[1:]), np.float32 if n_a_day == 1 else np.float64)
         for at, n in self._runs(file, sample):
             read = self.pieces[file[at]].read(sample[at], sample[at] + n)
             for i, values in enumerate(read, start=at):
                 total[i // n_a_day] += values
         total[(self.file[days] == NO_SAMPLE).any(axis=1)] = np.nan
-        return (total / n_a_day).astype(np.float32)
+        return total if n_a_day == 1 else (total / n_a_day).astype(np.float32)
 
     def _runs(self, file: np.ndarray, sample: np.ndarray) -> Iterator[tuple[int, int]]:
         """First and number of consecutive samples of one file, as many as are read at once."""
