@@ -238,6 +238,7 @@ class Archive:
 
     def read(self, where: slice | np.ndarray) -> np.ndarray:
         """Fields x_LCHW of those days in physical units, NaN where missing."""
+        where = _consecutive(where)
         with reading(self.path):
             group = zarr.open_group(str(self.path), mode="r")
             fields = [array(group, modality.name) for modality in self.spec.modalities]
@@ -245,7 +246,7 @@ class Archive:
         parts = []
         for modality, values in zip(self.spec.modalities, found, strict=True):
             parts.append(values.reshape(len(values), modality.n_channels, *self.spec.grid.shape))
-        return np.concatenate(parts, axis=1)
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
     def blocks(self, where: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
         """Indices in blocks, so that nothing is loaded whole; by default so many days as fit into `BLOCK_BYTES`."""
@@ -284,6 +285,13 @@ class Archive:
         if len(outside):
             raise ContractError(f"{self.path}: {outside[0]} is outside {self.time[0]} to {self.time[-1]}")
         return where
+
+
+def _consecutive(where: slice | np.ndarray) -> slice | np.ndarray:
+    """Consecutive indices as a slice, which zarr reads twice as fast."""
+    if isinstance(where, slice) or not len(where) or (np.diff(where) != 1).any():
+        return where
+    return slice(int(where[0]), int(where[-1]) + 1)
 
 
 def read_statistics(folder: Path, checksum: str | None) -> Statistics:
