@@ -1,38 +1,39 @@
 """Analysis: the posterior ensemble, the product. Zarr v3, CF 1.11, opened by `xarray.open_zarr`.
 
-For each modality ``NAME`` (member, time, [level,] latitude, longitude) in physical units, and after the last
-unit ``NAME_mean`` and ``NAME_spread`` (ensemble standard deviation, M - 1). A chunk is one member at one time,
-so that no two writers ever touch one object, however the work was shared. What is not drawn yet reads as NaN.
-``ledger/`` holds one JSON file a finished unit of work: what made it, and the CRC32 of what was written.
+For each modality ``NAME`` (member, time, [level,] latitude, longitude) in physical units, and, segment by segment,
+``NAME_mean`` and ``NAME_spread`` (ensemble standard deviation, M - 1) of the ``n_members_drawn``. An inner chunk is one
+member at one time; a Zarr shard, one object, holds the members and days of one unit of work, because writers that
+share a shard lose one another's chunks without an error. What is not drawn yet reads as NaN, never as half a field.
+
+``ledger/`` holds one JSON file a finished unit: what made it, and the CRC32 of what was written; ``segments/`` one for
+each segment whose mean and spread stand; ``complete.json`` says that all was read again and is what was written.
+A product may lie at a URL. There an object appears whole or not at all, as a file does that is renamed.
 """
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from slams.contracts.archive import (
-    array,
-    codecs,
-    consolidate,
-    dimensions,
-    field_shape,
-    read_time,
-    reading,
-    write_axes,
-    write_coordinate,
-    write_levels,
-)
-from slams.contracts.envelope import ContractError, check_header, header, read_json, write_json
-from slams.contracts.storage import writing
-from slams.spec import Modality, StateSpec
+from slams.contracts import archive, storage
+from slams.contracts.archive import array, field_shape, read_time
+from slams.contracts.envelope import ContractError, check_header, read_json, write_json
+from slams.contracts.product import COUNT, FORMAT, VERSION, Layout, Moments, build, checksum, stored
+from slams.contracts.storage import is_file, place, writing
+from slams.spec import StateSpec
 
-FORMAT, VERSION = "slams-analysis", 1
+LEDGER, LEDGER_VERSION = "slams-ledger", 1
+SEGMENT, SEGMENT_VERSION = "slams-segment", 1
+VERSIONS = {package.__name__: package.__version__ for package in (np, zarr)}
+Crc32 = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -45,114 +46,299 @@ class Analysis:
     n_members: int
     attributes: dict[str, Any]
 
-    def write(self, members: np.ndarray, where: np.ndarray, x_MLCHW: np.ndarray) -> int:
-        """Write some members at some times; returns the CRC32 of the bytes.
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Members and days of a unit of work; the last along either axis may be smaller. (1, 1) without a layout."""
+        return self._layout.unit
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return Layout.of(self.attributes, self.time, self.n_members)
+
+    @cached_property
+    def _readable(self) -> zarr.Group:
+        """Its metadata are gathered and never change."""
+        return zarr.open_group(str(self.path), mode="r")
+
+    # ---- members
+
+    def write(self, members: np.ndarray, where: np.ndarray, x_MLCHW: np.ndarray) -> Crc32:
+        """Write a unit: each of its modalities appears at once, or, where the process dies, not at all.
 
         Arguments:
             members: member numbers, (M,).
             where: positions on the time axis, (L,).
-            x_MLCHW: physical units, in channel order.
+            x_MLCHW: physical units, in channel order; a member that could not be drawn is NaN.
+
+        Returns:
+            CRC32 of what stands there by modality: little-endian float32, day by day and in it member by member.
+
+        Raises:
+            ValueError: the members and days are not exactly those of a unit of the product's layout.
         """
-        group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+        self._layout.check(members, where)
+        crc32: Crc32 = {}
+        with writing(self.path):
+            group = zarr.open_group(str(self.path), mode="r+")
         for modality in self.spec.modalities:
-            values = x_MLCHW[:, :, self.spec.channels(modality.name)]
+            values = stored(x_MLCHW[:, :, self.spec.channels(modality.name)], int(self.attributes.get("keepbits", 0)))
             shape = (*values.shape[:2], *field_shape(modality, self.spec.grid.shape))
             with writing(self.path):
-                array(group, modality.name).oindex[members, where] = values.reshape(shape)
-        return zlib.crc32(np.ascontiguousarray(x_MLCHW, np.float32).tobytes())
+                _whole(array(group, modality.name)).oindex[_span(members), _span(where)] = values.reshape(shape)
+            crc32[modality.name] = checksum(values.swapaxes(0, 1))
+        return crc32
 
     def read(self, where: int) -> np.ndarray:
         """All members at one time, x_MCHW in physical units; NaN where not drawn yet."""
-        with reading(self.path):
-            group = zarr.open_group(self.path, mode="r", use_consolidated=False)
-            parts = [np.asarray(array(group, m.name)[:, where]) for m in self.spec.modalities]
+        with self._reading():
+            parts = [np.asarray(array(self._readable, name)[:, where]) for name in self.spec.names]
         shape = (self.n_members, -1, *self.spec.grid.shape)
         return np.concatenate([part.reshape(shape) for part in parts], axis=1)
 
+    # ---- the ledger
+
     def finished(self, unit: str) -> dict[str, Any] | None:
-        """The ledger's entry of a unit, or None."""
-        path = self.path / "ledger" / f"{unit}.json"
-        return read_json(path, "a ledger entry") if path.is_file() else None
+        """The ledger's entry of a unit, or None.
+
+        Raises:
+            ContractError: an entry of another format, or damaged.
+        """
+        return self._entry(self._ledger(unit), LEDGER, LEDGER_VERSION)
 
     def close_unit(self, unit: str, entry: dict[str, Any]) -> None:
-        """Enter a unit in the ledger, after its data."""
-        write_json(self.path / "ledger" / f"{unit}.json", entry)
+        """Enter a unit in the ledger, after its data.
+
+        Arguments:
+            unit: its name; in a product with a layout first and last day and member, 2003-01-10_2003-01-14_m000-003.
+            entry: ``members``, ``days`` (ISO), ``crc32`` (what `write` returned), and whatever else tells how it was
+                made: seed, checksums, seconds, reasons of redraws. Versions and the time of writing are added.
+
+        Raises:
+            ValueError: the entry's members and days are not those of a unit of that name.
+        """
+        where, members = np.searchsorted(self.time, np.array(entry["days"], "datetime64[D]")), entry["members"]
+        self._layout.check(np.array(members), where)
+        if self._layout.size is not None and unit != self._layout.unit_name(members[0], int(where[0])):
+            raise ValueError(f"unit: {unit!r} is not {self._layout.unit_name(members[0], int(where[0]))!r}")
+        told = {"format": LEDGER, "version": LEDGER_VERSION, "unit": unit}
+        told |= {"written": datetime.now(UTC).isoformat(timespec="seconds"), "versions": VERSIONS}
+        self._put(self._ledger(unit), told | entry)
+
+    def verify(self, unit: str) -> None:
+        """Read what stands of a unit and compare it with the ledger.
+
+        Raises:
+            ContractError: no such entry, a damaged shard, or other values than were written; names the unit.
+        """
+        entry = self._closed(unit)
+        days = np.array(entry["days"], "datetime64[D]")
+        where = np.searchsorted(self.time, days)
+        if len(days) == 0 or (where >= len(self.time)).any() or (self.time[where] != days).any():
+            raise ContractError(f"{self.path}: unit {unit}: its days are not those of the product")
+        crc32: Crc32 = {}
+        for day in where:
+            for member in entry["members"]:
+                crc32 = _added(crc32, self._read_one(member, int(day), unit))
+        self._compare(unit, entry, crc32)
+
+    def _closed(self, unit: str) -> dict[str, Any]:
+        entry = self.finished(unit)
+        if entry is None:
+            raise ContractError(f"{self.path}: unit {unit} is not finished; the ledger has no entry of it")
+        return entry
+
+    def _compare(self, unit: str, entry: dict[str, Any], crc32: Crc32) -> None:
+        wrong = [name for name in self.spec.names if entry.get("crc32", {}).get(name) != crc32[name]]
+        if wrong:
+            raise ContractError(
+                f"{self.path}: unit {unit}: values of {wrong[0]} are not those that were written; its CRC32 is "
+                f"{crc32[wrong[0]]}, in the ledger {entry.get('crc32', {}).get(wrong[0])}"
+            )
+
+    # ---- mean and spread
+
+    def finish_segment(self, where: np.ndarray) -> None:
+        """Write mean, spread and number of members of a segment whose units are all drawn; once is enough.
+
+        Its units are verified on the way. Two processes may do it at once: they write the same bytes.
+
+        Arguments:
+            where: positions of the segment on the time axis, (L,).
+
+        Raises:
+            ValueError: the days are not exactly those of a segment.
+            ContractError: a unit is not finished, or is not what the ledger says.
+        """
+        segment = self._layout.segment_name(where)
+        if self._entry(self._mark(segment), SEGMENT, SEGMENT_VERSION) is not None:
+            return
+        entries = {unit: self._closed(unit) for unit in self._layout.unit_names(where)}
+        found: dict[str, Crc32] = {unit: {} for unit in entries}
+        moments = [self._moments(int(day), found) for day in where]
+        for unit, entry in entries.items():
+            self._compare(unit, entry, found[unit])
+        crc32 = self._write_moments(where, moments)
+        entry = {"format": SEGMENT, "version": SEGMENT_VERSION, "days": [str(self.time[day]) for day in where]}
+        self._put(self._mark(segment), entry | {"crc32": crc32})
+
+    def _moments(self, day: int, crc32: dict[str, Crc32]) -> tuple[dict[str, np.ndarray], int]:
+        """Mean and spread of a day, (C, H, W) each, and number of members; one member is held at a time."""
+        moments = Moments((self.spec.n_channels, *self.spec.grid.shape))
+        for member in range(self.n_members):
+            unit = self._layout.unit_name(member, day)
+            fields = self._read_one(member, day, unit)
+            if unit in crc32:
+                crc32[unit] = _added(crc32[unit], fields)
+            moments.add(np.concatenate([x.reshape(-1, *self.spec.grid.shape) for x in fields.values()]))
+        return {"mean": stored(moments.mean), "spread": stored(moments.spread)}, moments.n
+
+    def _write_moments(self, where: np.ndarray, moments: list[tuple[dict[str, np.ndarray], int]]) -> Crc32:
+        crc32: Crc32 = {}
+        with writing(self.path):
+            group = zarr.open_group(str(self.path), mode="r+")
+        for modality in self.spec.modalities:
+            part, shape = self.spec.channels(modality.name), field_shape(modality, self.spec.grid.shape)
+            for kind in ("mean", "spread"):
+                name = f"{modality.name}_{kind}"
+                values = np.stack([found[kind][part].reshape(shape) for found, _ in moments])
+                with writing(self.path):
+                    _whole(array(group, name))[_span(where)] = values
+                crc32[name] = checksum(values)
+        with writing(self.path):
+            array(group, COUNT)[_span(where)] = np.array([n for _, n in moments], np.int32)
+        return crc32
+
+    def _verify_segment(self, where: np.ndarray, entry: dict[str, Any]) -> None:
+        with self._reading():
+            found = {name: np.asarray(array(self._readable, name)[_span(where)]) for name in entry["crc32"]}
+        for name, values in found.items():
+            if checksum(stored(values)) != entry["crc32"][name]:
+                days = f"{entry['days'][0]} to {entry['days'][-1]}"
+                raise ContractError(f"{self.path}: {name} of {days} is not what was written; the CRC32 is another")
+
+    # ---- the end
 
     @property
     def is_complete(self) -> bool:
         """Whether mean and spread were written, the last thing that is done."""
-        return (self.path / "complete.json").is_file()
+        return is_file(self.path / "complete.json")
 
     def finish(self) -> None:
-        """Write ensemble mean and spread, time by time, and consolidate the metadata."""
-        group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
-        for where in range(len(self.time)):
-            x_MCHW = self.read(where)
-            spread = x_MCHW.std(axis=0, ddof=1) if self.n_members > 1 else np.zeros_like(x_MCHW[0])
-            for modality in self.spec.modalities:
-                shape, part = field_shape(modality, self.spec.grid.shape), self.spec.channels(modality.name)
-                with writing(self.path):
-                    array(group, f"{modality.name}_mean")[where] = x_MCHW[:, part].mean(axis=0).reshape(shape)
-                    array(group, f"{modality.name}_spread")[where] = spread[part].reshape(shape)
-        consolidate(self.path)
-        write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
+        """Finish the segments that are left, read all again, and mark the product as complete.
+
+        Raises:
+            ContractError: a unit is not finished, or is not what the ledger says.
+        """
+        for where in self._layout.segments:
+            entry = self._entry(self._mark(self._layout.segment_name(where)), SEGMENT, SEGMENT_VERSION)
+            if entry is None:
+                self.finish_segment(where)
+                continue
+            for unit in self._layout.unit_names(where):
+                self.verify(unit)
+            self._verify_segment(where, entry)
+        self._put(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
+
+    # ---- files
+
+    def _entry(self, path: Path, kind: str, version: int) -> dict[str, Any] | None:
+        with storage.reading(path):
+            if not is_file(path):
+                return None
+            entry = read_json(path, kind)
+        check_header(entry, kind, version, path)
+        return entry
+
+    def _ledger(self, unit: str) -> Path:
+        return self.path / "ledger" / f"{unit}.json"
+
+    def _mark(self, segment: str) -> Path:
+        return self.path / "segments" / f"{segment}.json"
+
+    def _put(self, path: Path, entry: dict[str, Any]) -> None:
+        with writing(self.path):
+            write_json(path, entry)
+
+    def _read_one(self, member: int, day: int, unit: str) -> dict[str, np.ndarray]:
+        """A member at one time, by modality, as it is stored."""
+        with self._reading(f": unit {unit}"):
+            return {name: stored(np.asarray(array(self._readable, name)[member, day])) for name in self.spec.names}
+
+    @contextmanager
+    def _reading(self, what: str = "") -> Iterator[None]:
+        with storage.reading(self.path), archive.reading(f"{self.path}{what}"):
+            yield
 
 
-def create(path: Path, spec: StateSpec, time: np.ndarray, n_members: int, attributes: dict[str, Any]) -> Analysis:
-    """An empty product.
+def _added(crc32: Crc32, fields: dict[str, np.ndarray]) -> Crc32:
+    """The checksums with some fields more."""
+    return {name: checksum(values, crc32.get(name, 0)) for name, values in fields.items()}
+
+
+def _span(where: np.ndarray) -> slice | np.ndarray:
+    """Consecutive positions as a slice: an object that is covered by one is written without being read."""
+    consecutive = len(where) and (np.diff(where) == 1).all()
+    return slice(int(where[0]), int(where[-1]) + 1) if consecutive else where
+
+
+def _whole(field: zarr.Array[Any]) -> zarr.Array[Any]:
+    """A field all of whose chunks are written, of missing members too: what is not there was never drawn, or lost."""
+    return field.with_config({"write_empty_chunks": True})
+
+
+def stands(path: str | Path) -> bool:
+    """Whether a product was begun there.
+
+    Raises:
+        ContractError: an object store that does not answer.
+    """
+    return is_file(place(path) / "zarr.json")
+
+
+def create(
+    path: str | Path,
+    spec: StateSpec,
+    time: np.ndarray,
+    n_members: int,
+    attributes: dict[str, Any],
+    unit: tuple[int, int] | None = None,
+    keepbits: int = 0,
+) -> Analysis:
+    """An empty product. Several processes may begin one at once; it is then that of the first.
 
     Arguments:
         time: valid days, datetime64[D], increasing.
         attributes: ``config`` and the checksums of bundles and observations.
+        unit: members and days that are written together; None for members and days written one by one.
+        keepbits: of the mantissa of each value of the members, rounded to nearest: a relative error of at most
+            2^-(keepbits + 1), for a smaller product; 0 keeps all of them.
+
+    Raises:
+        ValueError: a unit without members or days, or keepbits outside 0 to 23.
+        ContractError: something else lies there, or another product is just being begun there.
     """
-    (path / "ledger").mkdir(parents=True)
-    group = zarr.open_group(path, mode="a", zarr_format=3)
-    write_axes(group, time, spec.grid.latitude, spec.grid.longitude)
-    write_levels(group, spec)
-    member = {"standard_name": "realization", "units": "1", "axis": "E"}
-    write_coordinate(group, "member", np.arange(n_members, dtype=np.int32), member)
-    for modality in spec.modalities:
-        _create_fields(group, modality, spec, len(time), n_members)
-    config = attributes.pop("config")
-    found = header(FORMAT, VERSION, config) | {"Conventions": "CF-1.11", "spec": spec.to_json()}
-    group.attrs.update(found | attributes)
-    consolidate(path)
-    return Analysis(path, spec, time, n_members, dict(group.attrs))
-
-
-def _create_fields(group: zarr.Group, modality: Modality, spec: StateSpec, n_time: int, n_members: int) -> None:
-    shape, names = field_shape(modality, spec.grid.shape), dimensions(modality)
-    common = {"units": modality.units, "standard_name": modality.standard_name}
-    layouts = {
-        modality.name: ((n_members, n_time), ["member", "time"], "time: mean area: mean"),
-        f"{modality.name}_mean": ((n_time,), ["time"], "time: mean area: mean realization: mean"),
-        f"{modality.name}_spread": ((n_time,), ["time"], "time: mean area: mean realization: standard_deviation"),
-    }
-    for name, (lead, lead_names, cell_methods) in layouts.items():
-        field = group.create_array(
-            name,
-            shape=(*lead, *shape),
-            chunks=(*(1 for _ in lead), *shape),
-            dtype="float32",
-            fill_value=np.nan,
-            compressors=codecs(),
-            dimension_names=[*lead_names, *names],
-        )
-        field.attrs.update(common | {"cell_methods": cell_methods})
+    if not 0 <= keepbits <= 23:
+        raise ValueError(f"keepbits: {keepbits} is not allowed; 0 to 23")
+    path = place(path)
+    with writing(path), storage.aside(path) as folder:
+        build(folder, spec, np.asarray(time, "datetime64[D]"), n_members, attributes, unit, keepbits)
+        storage.appear(folder, path, last="zarr.json")
+    return open_analysis(path)
 
 
 def open_analysis(path: str | Path) -> Analysis:
-    """Open a product.
+    """Open a product that lies in a folder or at a URL.
 
     Raises:
         ContractError: nothing there, another format or a newer version.
     """
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
+    path = place(path)
+    if not stands(path):
         raise ContractError(f"{path}: no analysis there; run `python -m sample` first")
-    with reading(path):
-        group = zarr.open_group(path, mode="r", use_consolidated=False)
+    with storage.reading(path), archive.reading(path):
+        group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
-    spec = StateSpec.from_json(attributes["spec"])
-    return Analysis(path, spec, read_time(group), array(group, "member").shape[0], attributes)
+    with storage.reading(path), archive.reading(path):
+        time, n_members = read_time(group), array(group, "member").shape[0]
+    return Analysis(path, StateSpec.from_json(attributes["spec"]), time, n_members, attributes)

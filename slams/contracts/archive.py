@@ -47,7 +47,7 @@ def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attribute
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Say which store is damaged, where zarr says only that something is.
 
     Raises:

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
+
+from upath import UPath
 
 import slams
 
@@ -42,8 +45,15 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file aside and rename it, so that a reader sees the old one or the new one."""
-    aside = path.with_name(path.name + ".partial")
+    """Write a JSON file aside and rename it, so that a reader sees the old one or the new one.
+
+    An object of a store needs no name aside: it appears whole. Two processes may write the same file at once.
+    """
+    if not isinstance(path, Path):
+        path.write_text(json.dumps(value, indent=1))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     with aside.open("w") as file:
         json.dump(value, file, indent=1)
         file.flush()
@@ -107,7 +117,7 @@ def is_finished(path: str | Path, found_config: dict[str, Any] | None, config: d
     Raises:
         ContractError: it stands, but another configuration made it.
     """
-    if not Path(path).exists():
+    if not UPath(path).exists():
         return False
     if found_config != config:
         keys = sorted(k for k in {*config, *(found_config or {})} if (found_config or {}).get(k) != config.get(k))

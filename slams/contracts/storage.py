@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 from fsspec.core import url_to_fs
 from upath import UPath
@@ -21,8 +23,10 @@ def place(path: str | Path) -> Path:
     Raises:
         ContractError: a URL of a kind that no installed package reads.
     """
+    # What others have written since a listing was kept in memory would not be seen.
+    options: dict[str, Any] = {"use_listings_cache": False} if "://" in str(path) else {}
     try:
-        return cast(Path, UPath(path))  # a local one is a Path, a remote one has its methods
+        return cast(Path, UPath(path, **options))  # a local one is a Path, a remote one has its methods
     except (ValueError, ImportError) as error:
         raise ContractError(f"{path}: {_first_line(error)}") from None
 
@@ -46,14 +50,16 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Turn a Zarr write that failed, on a full disk for one, into one sentence.
+    """Turn a write that failed, on a full disk or a store that does not answer, into one sentence.
 
     Raises:
         OSError: names what could not be written.
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if isinstance(error, ContractError) or not (isinstance(error, OSError) or "://" in str(path)):
+            raise
         # Zarr leaves the writes of the other chunks pending, and asyncio would complain of each at exit.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise OSError(f"{path}: cannot be written ({_first_line(error)})") from error
@@ -80,6 +86,75 @@ def sizes(folder: Path) -> dict[str, int]:
     with reading(folder):
         system, inside = url_to_fs(str(folder))
         return {Path(f["name"]).name: f["size"] for f in system.ls(inside, detail=True) if f["type"] == "file"}
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file lies there.
+
+    Raises:
+        ContractError: a store that does not answer, of which `Path.is_file` would say that it holds none.
+    """
+    if isinstance(path, Path):
+        return path.is_file()
+    with reading(path):
+        system, inside = url_to_fs(str(path), **path.storage_options)
+        try:
+            return bool(system.info(inside)["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A name of this process alone, for a folder that `appear` takes: beside a local one, or in a temporary one."""
+    local = isinstance(path, Path)
+    if local:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{path.name}.", suffix=".partial", dir=path.parent if local else None) as folder:
+        yield Path(folder) / path.name
+
+
+def appear(folder: Path, path: Path, last: str) -> None:
+    """Give what was built aside its name, where no other process was first.
+
+    A store cannot rename. There one of several processes claims the name, by an object that only one can create and
+    that tells what is going to stand there; others that bring the same bytes help, so that none waits for one that
+    died, and those that bring others are refused.
+
+    Arguments:
+        last: the file that says that all is there.
+
+    Raises:
+        ContractError: a folder without that file lies there, or another process begins something else there.
+    """
+    if isinstance(path, Path):
+        try:
+            folder.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            if not (path / last).is_file():
+                raise ContractError(f"{path}: holds something else; remove it or choose another name") from None
+        return
+    if is_file(path / last):
+        return
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p == folder / last, p))
+    if not _claimed(path, files):
+        raise ContractError(f"{path}: another process begins something else there; remove it or choose another name")
+    for file in files:
+        (path / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
+def _claimed(path: Path, files: list[Path]) -> bool:
+    """Whether the name is claimed for those files, by this process or by another."""
+    content = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest().encode()
+    claim = path / "claim"
+    system, inside = url_to_fs(str(claim), use_listings_cache=False)
+    try:
+        system.pipe_file(inside, content, mode="create")
+        return True
+    except FileExistsError:
+        return claim.read_bytes() == content
 
 
 def _first_line(error: Exception) -> str:
