@@ -8,16 +8,20 @@ standardisation.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save_file
 
 from slams.contracts.archive import read_statistics
 from slams.contracts.envelope import ContractError, check_header, header, read_json, sha256, write_json
+from slams.contracts.storage import is_file, place, reading
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
@@ -52,12 +56,22 @@ class Bundle:
             ContractError: the file is missing or its checksum is another.
         """
         path = self.folder / "weights.safetensors"
-        if not path.is_file():
+        if not is_file(path):
             raise ContractError(f"{path}: no such file; the weights are missing")
-        if sha256(path) != self.checksum:
+        with reading(path):
+            checksum, found = _read(path)
+        if checksum != self.checksum:
             raise ContractError(f"{path}: the checksum does not match; the file was changed or damaged")
-        arrays = ((k.split(".", 1), v) for k, v in load_file(path).items())
+        arrays = ((k.split(".", 1), v) for k, v in found().items())
         return {name: value for (kind, name), value in arrays if kind in (which, BOTH)}
+
+
+def _read(path: Path) -> tuple[str, Callable[[], Weights]]:
+    """Checksum of a file of weights and what reads it; that of a store is fetched once."""
+    if isinstance(path, Path):
+        return sha256(path), partial(load_file, path)
+    data = path.read_bytes()
+    return hashlib.sha256(data).hexdigest(), partial(load, data)
 
 
 def write_bundle(
@@ -99,13 +113,14 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def open_bundle(folder: str | Path) -> Bundle:
-    """Open a bundle.
+    """Open a bundle that lies in a folder or at a URL.
 
     Raises:
         ContractError: nothing there, another format or a newer version.
     """
-    folder = Path(folder)
-    document = read_json(folder / "model.json", "a trained model (`python -m train`)")
+    folder = place(folder)
+    with reading(folder):
+        document = read_json(folder / "model.json", "a trained model (`python -m train`)")
     check_header(document, FORMAT, VERSION, folder)
     return Bundle(folder, document)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import zarr
 
+from slams.contracts import storage
 from slams.contracts.archive import array, codecs, dimensions, reading, write_axes, write_levels
 from slams.contracts.envelope import ContractError
 from slams.contracts.measured import check_values
@@ -182,8 +183,8 @@ def read_gridded(path: Path, field: Field, n_time: int, where: np.ndarray) -> Gr
             `GriddedWriter.write`, or damage.
     """
     name = field.modality.name
-    with reading(path):
-        group = zarr.open_group(path, mode="r")
+    with storage.reading(path), reading(path):
+        group = zarr.open_group(str(path), mode="r")
         operator = _operator(path, group, field)
         parts = [array(group, f"{name}/{part}") for part in PARTS]
         _check_shape_and_units(path, field, parts[0], (n_time, *field.shape(operator)))

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import zarr
 
+from slams.contracts import storage
 from slams.contracts.archive import consolidate, read_time, reading, write_coordinate
 from slams.contracts.envelope import ContractError, check_header, header
 from slams.contracts.gridded import Field, Gridded, GriddedWriter, Operator, OperatorKind, read_gridded
 from slams.contracts.stations import FILE, Stations, StationWriter, open_stations, read_stations
-from slams.contracts.storage import writing
+from slams.contracts.storage import is_file, place, writing
 from slams.spec import Grid, Modality, StateSpec
 
 __all__ = ["LATENT", "Gridded", "Observations", "Observed", "Operator", "OperatorKind", "Stations"]
@@ -250,19 +251,20 @@ class _Writer:
 
 
 def open_observations(path: str | Path) -> Observations:
-    """Open an observation set.
+    """Open an observation set that lies in a folder or at a URL.
 
     Raises:
         ContractError: nothing there, another format or a newer version, or a table of stations that is none.
     """
-    path = Path(path)
-    if not (path / "zarr.json").is_file():
+    path = place(path)
+    if not is_file(path / "zarr.json"):
         raise ContractError(f"{path}: no observations there; run `python -m data_prep observe` first")
-    with reading(path):
-        group = zarr.open_group(path, mode="r")
+    with storage.reading(path), reading(path):
+        group = zarr.open_group(str(path), mode="r")
     check_header(dict(group.attrs), FORMAT, VERSION, path)
     spec = StateSpec.from_json(group.attrs["spec"])  # type: ignore[arg-type]
-    time = read_time(group)
+    with storage.reading(path), reading(path):
+        time = read_time(group)
     gridded = tuple(name for name in (*spec.names, LATENT.name) if name in group)
-    stations = open_stations(path / FILE, spec, time) if (path / FILE).is_file() else ()
+    stations = open_stations(path / FILE, spec, time) if is_file(path / FILE) else ()
     return Observations(path, spec, time, dict(group.attrs), gridded, stations)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from slams.contracts import storage
 from slams.contracts.envelope import ContractError, check_header
 from slams.contracts.measured import check_values
 from slams.spec import Modality, StateSpec
@@ -139,8 +140,8 @@ def open_stations(path: Path, spec: StateSpec, period: np.ndarray) -> tuple[str,
     Raises:
         ContractError: not such a table, a column of another name or type, another unit, or a day outside the period.
     """
-    with _reading(path):
-        file = pq.read_metadata(path)
+    with storage.reading(path), _reading(path), path.open("rb") as table:
+        file = pq.read_metadata(table)
         schema = file.schema.to_arrow_schema()
     said = {key.decode(): value.decode() for key, value in (file.metadata or {}).items() if key != b"ARROW:schema"}
     version = said.get("version", "")
@@ -191,8 +192,8 @@ def read_stations(path: Path, spec: StateSpec, name: str, days: np.ndarray) -> S
     """
     days = np.asarray(days, "datetime64[D]")
     wanted: Any = [("time", ">=", days.min().item()), ("time", "<=", days.max().item())]
-    with _reading(path):
-        table = pq.read_table(path, columns=list(COLUMNS), filters=wanted, page_checksum_verification=True)
+    with storage.reading(path), _reading(path), path.open("rb") as file:
+        table = pq.read_table(file, columns=list(COLUMNS), filters=wanted, page_checksum_verification=True)
     unknown = [v for v in pc.unique(table["variable"]).to_pylist() if v not in spec.names]
     if unknown:
         raise ContractError(f"{path}: variable {unknown[0]!r} is not one of {', '.join(spec.names)}")
