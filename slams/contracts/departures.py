@@ -225,7 +225,7 @@ def open_departures(product: str | Path) -> Departures:
 def _open(path: Path) -> UnitFile:
     with _refusing_damage(path), path.open("rb") as file:
         schema = pq.read_schema(file)
-    said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     version = said.get("version", "")
     check_header(said | {"version": int(version) if version.isdigit() else version}, FORMAT, VERSION, path)
     try:
