@@ -450,7 +450,22 @@ def test_kill_9_in_the_write_leaves_no_half_file_and_the_next_write_is_whole(pro
     assert len(open_departures(product).read()) == 0
     write(product, seen)
     assert set(table(product)[0].time) == set(map(pd.Timestamp, UNIT.days))
-    assert [file.suffix for file in (product / "departures").iterdir()] == [".parquet"]
+    assert sorted(file.suffix for file in (product / "departures").iterdir()) == [".parquet", ".partial"]
+
+
+def test_a_write_that_fails_leaves_what_stands(product, observations, monkeypatch):
+    """And nothing beside it: a disk that is full is not filled by leftovers."""
+    seen = observations(*everything())
+    file = product / write(product, seen)["file"]
+    once = file.read_bytes()
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("slams.contracts.departures.os.fsync", full)
+    with pytest.raises(OSError, match=f"{UNIT.name}.parquet: cannot be written .*No space left"):
+        write(product, seen, states(seed=5))
+    assert list(file.parent.iterdir()) == [file] and file.read_bytes() == once
 
 
 def test_observations_of_latents_have_no_departures(product, tmp_path):

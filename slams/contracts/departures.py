@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from slams.contracts.envelope import ContractError, check_header
-from slams.contracts.storage import place, reading, writing
+from slams.contracts.storage import aside, is_file, place, reading, writing
 
 FORMAT, VERSION = "slams-departures", 1
 FOLDER, SUFFIX = "departures", ".parquet"
@@ -97,7 +97,7 @@ def _lists(values_NM: np.ndarray, n_members: int) -> pa.Array:
 def departures_file(
     product: str | Path, unit: str, days: np.ndarray, members: np.ndarray, attributes: dict[str, Any]
 ) -> Iterator[DeparturesWriter]:
-    """Write the file of a unit beside its name, and rename it when the block ends well; one that stands is replaced.
+    """Write the file of a unit aside and give it its name when the block ends well; one that stands is replaced.
 
     Arguments:
         product: folder or URL of the analysis.
@@ -109,18 +109,19 @@ def departures_file(
         OSError: names what could not be written.
     """
     path = place(product) / FOLDER / f"{unit}{SUFFIX}"
-    aside = path.with_name(f"{path.name}.partial")
     numbers = {"days": [str(day) for day in days], "members": [int(member) for member in members]}
-    with writing(path):
-        path.parent.mkdir(exist_ok=True)
-        with aside.open("wb") as file:
+    with writing(path), aside(path) as made:
+        with made.open("wb") as file:
             writer = DeparturesWriter(file, members, numbers | attributes)
             with closing(writer.file):
                 yield writer
-            if isinstance(path, Path):
-                file.flush()
-                os.fsync(file.fileno())
-        aside.rename(path)
+            file.flush()
+            os.fsync(file.fileno())
+        if isinstance(path, Path):
+            made.replace(path)
+        else:
+            system, inside = url_to_fs(str(path), **path.storage_options)
+            system.put_file(str(made), inside)  # a store shows an object when it is whole
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def open_departures(product: str | Path) -> Departures:
     """
     path = place(product)
     with reading(path):
-        if not (path / "zarr.json").is_file():
+        if not is_file(path / "zarr.json"):
             raise ContractError(f"{path}: no analysis there; run `python -m sample` first")
         found = sorted((path / FOLDER).glob(f"*{SUFFIX}")) if (path / FOLDER).is_dir() else []
         finished = sorted(entry.stem for entry in (path / "ledger").glob("*.json"))
