@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,11 @@ import zarr
 
 from slams.contracts import archive, storage
 from slams.contracts.archive import array, field_shape, read_time
-from slams.contracts.envelope import ContractError, check_header, read_json, write_json
+from slams.contracts.envelope import ContractError, check_header, write_json
+from slams.contracts.ledger import Crc32, Ledger
 from slams.contracts.product import COUNT, FORMAT, VERSION, Layout, Moments, build, checksum, stored
 from slams.contracts.storage import is_file, place, writing
 from slams.spec import StateSpec
-
-LEDGER, LEDGER_VERSION = "slams-ledger", 1
-SEGMENT, SEGMENT_VERSION = "slams-segment", 1
-VERSIONS = {package.__name__: package.__version__ for package in (np, zarr)}
-Crc32 = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,10 @@ class Analysis:
     @cached_property
     def _layout(self) -> Layout:
         return Layout.of(self.attributes, self.time, self.n_members)
+
+    @property
+    def _ledger(self) -> Ledger:
+        return Ledger(self.path, self._layout)
 
     @cached_property
     def _readable(self) -> zarr.Group:
@@ -103,7 +102,7 @@ class Analysis:
         Raises:
             ContractError: an entry of another format, or damaged.
         """
-        return self._entry(self._ledger(unit), LEDGER, LEDGER_VERSION)
+        return self._ledger.finished(unit)
 
     def close_unit(self, unit: str, entry: dict[str, Any]) -> None:
         """Enter a unit in the ledger, after its data.
@@ -116,13 +115,7 @@ class Analysis:
         Raises:
             ValueError: the entry's members and days are not those of a unit of that name.
         """
-        where, members = np.searchsorted(self.time, np.array(entry["days"], "datetime64[D]")), entry["members"]
-        self._layout.check(np.array(members), where)
-        if self._layout.size is not None and unit != self._layout.unit_name(members[0], int(where[0])):
-            raise ValueError(f"unit: {unit!r} is not {self._layout.unit_name(members[0], int(where[0]))!r}")
-        told = {"format": LEDGER, "version": LEDGER_VERSION, "unit": unit}
-        told |= {"written": datetime.now(UTC).isoformat(timespec="seconds"), "versions": VERSIONS}
-        self._put(self._ledger(unit), told | entry)
+        self._ledger.close_unit(unit, entry)
 
     def verify(self, unit: str) -> None:
         """Read what stands of a unit and compare it with the ledger.
@@ -130,30 +123,15 @@ class Analysis:
         Raises:
             ContractError: no such entry, a damaged shard, or other values than were written; names the unit.
         """
-        entry = self._closed(unit)
-        days = np.array(entry["days"], "datetime64[D]")
-        where = np.searchsorted(self.time, days)
-        if len(days) == 0 or (where >= len(self.time)).any() or (self.time[where] != days).any():
-            raise ContractError(f"{self.path}: unit {unit}: its days are not those of the product")
-        crc32: Crc32 = {}
-        for day in where:
+        entry, crc32 = self._ledger.closed(unit), Crc32()
+        for day in self._ledger.where(unit, entry["days"]):
             for member in entry["members"]:
                 crc32 = _added(crc32, self._read_one(member, int(day), unit))
-        self._compare(unit, entry, crc32)
+        self._ledger.compare(unit, entry, crc32)
 
-    def _closed(self, unit: str) -> dict[str, Any]:
-        entry = self.finished(unit)
-        if entry is None:
-            raise ContractError(f"{self.path}: unit {unit} is not finished; the ledger has no entry of it")
-        return entry
-
-    def _compare(self, unit: str, entry: dict[str, Any], crc32: Crc32) -> None:
-        wrong = [name for name in self.spec.names if entry.get("crc32", {}).get(name) != crc32[name]]
-        if wrong:
-            raise ContractError(
-                f"{self.path}: unit {unit}: values of {wrong[0]} are not those that were written; its CRC32 is "
-                f"{crc32[wrong[0]]}, in the ledger {entry.get('crc32', {}).get(wrong[0])}"
-            )
+    def fingerprint(self, where: np.ndarray) -> str:
+        """Checksum of what stands at some positions of a complete product; only the ledger is read."""
+        return self._ledger.fingerprint(where)
 
     # ---- mean and spread
 
@@ -169,17 +147,14 @@ class Analysis:
             ValueError: the days are not exactly those of a segment.
             ContractError: a unit is not finished, or is not what the ledger says.
         """
-        segment = self._layout.segment_name(where)
-        if self._entry(self._mark(segment), SEGMENT, SEGMENT_VERSION) is not None:
+        if self._ledger.segment(where) is not None:
             return
-        entries = {unit: self._closed(unit) for unit in self._layout.unit_names(where)}
+        entries = {unit: self._ledger.closed(unit) for unit in self._layout.unit_names(where)}
         found: dict[str, Crc32] = {unit: {} for unit in entries}
         moments = [self._moments(int(day), found) for day in where]
         for unit, entry in entries.items():
-            self._compare(unit, entry, found[unit])
-        crc32 = self._write_moments(where, moments)
-        entry = {"format": SEGMENT, "version": SEGMENT_VERSION, "days": [str(self.time[day]) for day in where]}
-        self._put(self._mark(segment), entry | {"crc32": crc32})
+            self._ledger.compare(unit, entry, found[unit])
+        self._ledger.close_segment(where, self._write_moments(where, moments))
 
     def _moments(self, day: int, crc32: dict[str, Crc32]) -> tuple[dict[str, np.ndarray], int]:
         """Mean and spread of a day, (C, H, W) each, and number of members; one member is held at a time."""
@@ -230,34 +205,15 @@ class Analysis:
             ContractError: a unit is not finished, or is not what the ledger says.
         """
         for where in self._layout.segments:
-            entry = self._entry(self._mark(self._layout.segment_name(where)), SEGMENT, SEGMENT_VERSION)
+            entry = self._ledger.segment(where)
             if entry is None:
                 self.finish_segment(where)
                 continue
             for unit in self._layout.unit_names(where):
                 self.verify(unit)
             self._verify_segment(where, entry)
-        self._put(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
-
-    # ---- files
-
-    def _entry(self, path: Path, kind: str, version: int) -> dict[str, Any] | None:
-        with storage.reading(path):
-            if not is_file(path):
-                return None
-            entry = read_json(path, kind)
-        check_header(entry, kind, version, path)
-        return entry
-
-    def _ledger(self, unit: str) -> Path:
-        return self.path / "ledger" / f"{unit}.json"
-
-    def _mark(self, segment: str) -> Path:
-        return self.path / "segments" / f"{segment}.json"
-
-    def _put(self, path: Path, entry: dict[str, Any]) -> None:
         with writing(self.path):
-            write_json(path, entry)
+            write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
 
     def _read_one(self, member: int, day: int, unit: str) -> dict[str, np.ndarray]:
         """A member at one time, by modality, as it is stored."""
