@@ -1,4 +1,7 @@
-"""`python -m sample CONFIG [key.path=value ...]` draws the ensemble; `python -m sample verify CONFIG` scores it."""
+"""`python -m sample CONFIG [key.path=value ...]` draws the ensemble; `python -m sample verify CONFIG` scores it.
+
+`python -m sample export PRODUCT FOLDER` writes a finished one as NetCDF files.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,18 @@ from slams.config import load, to_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw or verify; returns the exit status, 2 for a user's mistake said in one sentence."""
+    """Draw or verify; returns the exit status: 2 for a user's mistake said in one sentence, 75 to be started again."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    scoring = given[:1] == ["verify"]
-    parser = argparse.ArgumentParser("sample verify" if scoring else "sample", description=__doc__)
+    scoring, exporting = given[:1] == ["verify"], given[:1] == ["export"]
+    name = " ".join(["sample", *(given[:1] if scoring or exporting else [])])
+    parser = argparse.ArgumentParser(name, description=__doc__)
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and plan, and stop")
-    words = parser.parse_args(given[1:] if scoring else given)
     try:
+        if exporting:
+            return import_module("sample.export").main(given[1:])
+        words = parser.parse_args(given[1:] if scoring else given)
         config = load(SampleConfig, words.config, words.overrides)
         if words.dry_run:
             sys.stdout.write(to_yaml(config) + "\n".join(plan(config)) + "\n")
@@ -28,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             # Loaded by name: a node that draws needs no plotting library.
             import_module("sample.verify").verify(config)
         else:
-            run(config)
+            return run(config)
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{parser.prog}: {error}; pip install 'slams[plots]'\n")
         return 2

@@ -163,10 +163,11 @@ def _write(product: Analysis, fields: xr.Dataset, month: Month, kind: Format) ->
             _define(file, part)
             for name in part.variables:
                 _fill(product, file[name], part[name])
+        aside.replace(month.path)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
         raise OSError(f"{month.path}: cannot be written ({error})") from error
-    aside.replace(month.path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _define(file: netCDF4.Dataset, part: xr.Dataset) -> None:

@@ -13,6 +13,7 @@ import zarr
 from numcodecs import BitRound
 
 from slams.contracts.archive import (
+    array,
     codecs,
     consolidate,
     dimensions,
@@ -169,6 +170,7 @@ def build(
     layout = Layout(time, n_members, unit)
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     write_axes(group, time, spec.grid.latitude, spec.grid.longitude)
+    array(group, "time").attrs["units_metadata"] = "leap_seconds: none"
     write_levels(group, spec)
     member = {"standard_name": "realization", "units": "1", "long_name": "member of the ensemble"}
     write_coordinate(group, "member", np.arange(n_members, dtype=np.int32), member)
@@ -227,6 +229,8 @@ def _create_moments(group: zarr.Group, modality: Modality, spec: StateSpec, layo
             dimension_names=["time", *dimensions(modality)],
         )
         about = _described(modality, f"ensemble {kind} of {modality.name}", f"{CELL_METHODS} realization: {method}")
+        if kind == "spread" and "units_metadata" in about:
+            about["units_metadata"] = "temperature: difference"
         field.attrs.update(about | {"ancillary_variables": COUNT})
 
 
@@ -245,4 +249,6 @@ def _create_count(group: zarr.Group, layout: Layout) -> None:
 
 def _described(modality: Modality, long_name: str, cell_methods: str) -> dict[str, Any]:
     known = {"standard_name": modality.standard_name} if modality.standard_name else {}
+    if modality.standard_name.endswith("temperature"):
+        known["units_metadata"] = "temperature: on_scale"
     return known | {"long_name": long_name, "units": modality.units, "cell_methods": cell_methods}
