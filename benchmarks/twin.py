@@ -115,7 +115,10 @@ class Twin:
         members = np.arange(system.config.members)
 
         def draw(day: np.datetime64) -> np.ndarray:
-            return system.draw(self.observed(how, day), self.window(day), members)[:, HALF_WINDOW]
+            drawn = system.draw(self.observed(how, day), self.window(day), members)
+            for reasons in drawn.diverged.values():
+                raise FloatingPointError(reasons[0])  # a way of drawing that needs other noise is no way
+            return drawn.x_MLCHW[:, HALF_WINDOW]
 
         return draw
 

@@ -1,12 +1,17 @@
 """The loaded models of a run: observations of some days -> members of the posterior on those days.
 
-Members are drawn in groups that fit the memory budget; where not even one trajectory does, its windows and frames are
-taken in chunks whose derivatives cost one more evaluation. Neither changes what is drawn.
+Members are drawn in groups that fit the memory budget. On a CPU a group always has the same size, and a member its own
+place in it: sums round by size and place, and a member is then the same to the last bit whoever is drawn with it.
+Where not even one trajectory fits the budget, its windows and frames are taken in chunks, for one more evaluation a
+derivative.
+
+A member that diverges is drawn again with other noise, at most twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +33,8 @@ from slams.spec import StateSpec
 from slams.statistics import Statistics, day_features
 from slams.windows import saved_bytes, windowed
 
+REDRAWS = 2
+PLACES = 4  # members drawn at once on a CPU: nearly as fast as more
 LARGEST_DEPARTURE = 20  # standard deviations of the state; the sample world's train years reach 12
 DECODER_GRAPHS = 3  # forward, its derivative, and the derivative of that: what an observation operator keeps
 
@@ -76,23 +83,68 @@ class Assimilator:
 
     def draw(
         self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None
-    ) -> np.ndarray:
-        """Members of the posterior on consecutive days, x_MLCHW in physical units.
+    ) -> Drawn:
+        """Members of the posterior on consecutive days.
 
         Arguments:
             seen: what was observed on those days; nothing at all gives the prior.
             days: (L,).
             members: their numbers, (M,).
             z_b: background of the day before, (Z, H, W), or none.
+        """
+        parts = [self._group(seen, days, group, z_b) for group in self._groups(members, len(days))]
+        reasons = {member: reason for part in parts for member, reason in part.diverged.items()}
+        return Drawn(np.concatenate([part.x_MLCHW for part in parts]), reasons)
+
+    def _groups(self, members: np.ndarray, n_days: int) -> list[np.ndarray]:
+        """Members that are drawn together; on a CPU those of the same multiple of `PLACES`."""
+        at_once = self.members_at_once(n_days)
+        if self.device.type == "cpu":
+            at_once = self._places(n_days)
+            return np.split(members, np.flatnonzero(np.diff(members // at_once)) + 1)
+        return [members[i : i + at_once] for i in range(0, len(members), at_once)]
+
+    def _places(self, n_days: int) -> int:
+        return PLACES if self.members_at_once(n_days) >= PLACES else 1
+
+    def members_at_once(self, n_days: int) -> int:
+        """How many trajectories of that length the memory budget holds; at least 1."""
+        return max(1, self._budget // self._trajectory_bytes(n_days))
+
+    def _group(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None) -> Drawn:
+        """Members drawn together, those that diverge again and again left out, and why."""
+        diverged: dict[int, list[str]] = {}
+        x_MLCHW = np.full((len(members), len(days), self.spec.n_channels, *self.spec.grid.shape), np.nan, np.float32)
+        while True:
+            attempts = np.array([len(diverged.get(int(member), ())) for member in members])
+            left = attempts <= REDRAWS
+            if not left.any():
+                return Drawn(x_MLCHW, diverged)
+            try:
+                x_MLCHW[left] = self._placed(seen, days, members[left], attempts[left], z_b)
+                return Drawn(x_MLCHW, diverged)
+            except DivergedMemberError as error:
+                diverged.setdefault(error.member, []).append(str(error))
+
+    def _placed(
+        self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, attempts: np.ndarray, z_b: Tensor | None
+    ) -> np.ndarray:
+        """One attempt at members, on a CPU each in its place and the first of them in those that are free."""
+        if self.device.type != "cpu":
+            return self._draw(seen, days, members, attempts, z_b)
+        place = members % self._places(len(days))
+        who = np.zeros(self._places(len(days)), int)
+        who[place] = np.arange(len(members))
+        return self._draw(seen, days, members[who], attempts[who], z_b)[place]
+
+    def _draw(
+        self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, attempts: np.ndarray, z_b: Tensor | None
+    ) -> np.ndarray:
+        """One attempt at members.
 
         Raises:
-            FloatingPointError: a member diverged, named with its day.
+            DivergedMemberError: one of them diverged.
         """
-        group = max(1, self._budget // self._trajectory_bytes(len(days)))
-        parts = [self._draw(seen, days, members[i : i + group], z_b) for i in range(0, len(members), group)]
-        return np.concatenate(parts)
-
-    def _draw(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None) -> np.ndarray:
         decoder = self._decoder(self._at_once("frame", len(days)))
         physical = Physical(self.statistics, days, self.device)
         calendar = torch.from_numpy(day_features(days)).float().to(self.device)
@@ -102,9 +154,9 @@ class Assimilator:
             denoise = guided(denoise, self._likelihood(seen, physical, decoder), self.config.guidance, self.sde)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16), torch.no_grad():
             try:
-                z = sample(denoise, self.config.sampler, self.sde, self._noise(days, members))
+                z = sample(denoise, self.config.sampler, self.sde, self._noise(days, members, attempts))
             except DivergenceError as error:
-                raise FloatingPointError(_diverged(members[error.member], days[error.frame], error)) from None
+                raise _diverged(members[error.member], days[error.frame], error) from None
             x = decoder(z).float() if self.network is not None else z
         refuse_diverged(members, days, x[:, :, self.spec.channels(self.spec.names[0])])
         return self._admissible(physical(x).cpu().numpy())
@@ -123,12 +175,18 @@ class Assimilator:
             np.maximum(rain, 0, out=rain)
         return np.where(self.statistics.observed[: self.spec.n_channels], x_MLCHW, np.nan)
 
-    def _noise(self, days: np.ndarray, members: np.ndarray) -> Noise:
-        """Noise keyed by (seed, member, valid day, step): a frame's is its own, whoever draws it, in any segment."""
-        seed, shape, frames = self.config.seed, self.shape_ZHW, days.astype(int)
+    def _noise(self, days: np.ndarray, members: np.ndarray, attempts: np.ndarray) -> Noise:
+        """Noise keyed by (seed, member, valid day, step): a frame's is its own, whoever draws it, in any segment; that
+        of a later attempt by its number too."""
+        shape, frames = self.shape_ZHW, days.astype(int)
+
+        def one(member: int, attempt: int, day: int, step: int) -> np.ndarray:
+            if not attempt:
+                return normal(self.config.seed, "sampler", member, day, step, shape=shape)
+            return normal(self.config.seed, "redraw", attempt, member, day, step, shape=shape)
 
         def noise(step: int) -> Tensor:
-            parts = [[normal(seed, "sampler", m, day, step, shape=shape) for day in frames] for m in members]
+            parts = [[one(m, a, day, step) for day in frames] for m, a in zip(members, attempts, strict=True)]
             return torch.from_numpy(np.array(parts)).to(self.device)
 
         return noise
@@ -152,6 +210,11 @@ class Assimilator:
             frame = 0 if self.network is None else saved_bytes(self._decoder(0), z[:, :1])
         return {"window": max(1, window), "frame": max(1, DECODER_GRAPHS * frame)}
 
+    def held_bytes(self, n_days: int, n_members: int) -> int:
+        """What the networks hold at most while so many members are drawn."""
+        together = self._places(n_days) if self.device.type == "cpu" else n_members
+        return min(together * self._trajectory_bytes(n_days), self._budget)
+
     def _trajectory_bytes(self, n_days: int) -> int:
         return (n_days - self.model.frames + 1) * self._bytes["window"] + n_days * self._bytes["frame"]
 
@@ -162,23 +225,45 @@ class Assimilator:
         return max(1, self._budget // 2 // self._bytes[what])
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Members and what went wrong with them.
+
+    Arguments:
+        x_MLCHW: physical units; NaN in a member that diverged at every attempt.
+        diverged: member -> why, once for each attempt that diverged.
+    """
+
+    x_MLCHW: np.ndarray
+    diverged: dict[int, list[str]]
+
+
+class DivergedMemberError(FloatingPointError):
+    """A member has left the world."""
+
+    def __init__(self, member: int, message: str) -> None:
+        super().__init__(message)
+        self.member = member
+
+
 def refuse_diverged(members: np.ndarray, days: np.ndarray, state_MLCHW: Tensor) -> None:
-    """Refuse members whose standardised state has left the world: nothing of a diverged unit is ever written.
+    """Refuse members whose standardised state has left the world.
 
     Raises:
-        FloatingPointError: naming the member, its day and how far it went.
+        DivergedMemberError: naming the member, its day and how far it went.
     """
     farthest_ML = state_MLCHW.abs().amax(dim=(2, 3, 4)).cpu().numpy()
     wrong = ~(farthest_ML < LARGEST_DEPARTURE)  # also where it is not a number
     if wrong.any():
         member, frame = np.argwhere(wrong)[0]
         far = f"{farthest_ML[member, frame]:.3g} std from the climatology, {LARGEST_DEPARTURE} at most"
-        raise FloatingPointError(_diverged(members[member], days[frame], far))
+        raise _diverged(members[member], days[frame], far)
 
 
-def _diverged(member: int, day: np.datetime64, how: object) -> str:
+def _diverged(member: int, day: np.datetime64, how: object) -> DivergedMemberError:
     where = f"at step {how.step}: {how.departure:.3g} std" if isinstance(how, DivergenceError) else how
-    return f"member {member} diverged on {day}, {where}; take more sampler.steps or a larger sampler.start_alpha"
+    message = f"member {member} diverged on {day}, {where}; take more sampler.steps or a larger sampler.start_alpha"
+    return DivergedMemberError(int(member), message)
 
 
 def _autoencoder(config: SampleConfig, score: Bundle) -> Bundle | None:

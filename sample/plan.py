@@ -42,27 +42,45 @@ def segments(period: PeriodConfig) -> list[np.ndarray]:
     return [np.arange(start, min(start + period.segment_days, last + 1)) for start in starts]
 
 
-def units(config: SampleConfig) -> list[Unit]:
+def units(config: SampleConfig, members_per_unit: int) -> list[Unit]:
     """All units of a run, segment by segment."""
     members = np.arange(config.members)
-    blocks = [members[i : i + config.members_per_unit] for i in range(0, config.members, config.members_per_unit)]
+    blocks = [members[i : i + members_per_unit] for i in range(0, config.members, members_per_unit)]
     return [Unit(days, config.period.halo_days, block) for days in segments(config.period) for block in blocks]
 
 
+def by_segment(work: list[Unit]) -> dict[np.datetime64, list[Unit]]:
+    """Units by the first day that they keep."""
+    found: dict[np.datetime64, list[Unit]] = {}
+    for unit in work:
+        found.setdefault(unit.days[0], []).append(unit)
+    return found
+
+
 def share(work: list[Unit], environment: Mapping[str, str]) -> list[Unit]:
-    """The units of this process: every world-size-th, by the launcher's RANK and WORLD_SIZE.
+    """The units of this process: every n-th, by the launcher's RANK and WORLD_SIZE within a task of a SLURM job array.
 
     Raises:
-        ValueError: only one of the two is set, or they do not fit each other.
+        ValueError: half of what a launcher or an array sets, or what does not fit together.
     """
-    rank, world = environment.get("RANK"), environment.get("WORLD_SIZE")
-    if (rank is None) != (world is None):
-        raise ValueError(f"environment: RANK is {rank} and WORLD_SIZE is {world}; set both or neither")
-    if rank is None or world is None:
-        return work
-    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
-        raise ValueError(f"environment: RANK {rank!r} and WORLD_SIZE {world!r}; 0 <= RANK < WORLD_SIZE is needed")
-    return work[int(rank) :: int(world)]
+    rank, ranks = _place(environment, "RANK", "WORLD_SIZE", "0")
+    task, tasks = _place(environment, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+    return work[task * ranks + rank :: tasks * ranks]
+
+
+def _place(environment: Mapping[str, str], number: str, count: str, first: str) -> tuple[int, int]:
+    """Which one of how many, by names that are both set or both not."""
+    if environment.get(number) is None and environment.get(count) is None:
+        return 0, 1
+    said = {name: environment.get(name, "") for name in (number, count)}
+    lowest, step = environment.get(first, "0"), environment.get("SLURM_ARRAY_TASK_STEP", "1") if first != "0" else "1"
+    whole = all(value.isdigit() for value in (*said.values(), lowest, step))
+    place = (int(said[number]) - int(lowest)) // int(step) if whole else -1
+    if not whole or not 0 <= place < int(said[count]):
+        given = " and ".join(f"{name} {value!r}" for name, value in said.items())
+        allowed = f"whole numbers, 0 <= {number} < {count} counted from {lowest}, or neither is needed"
+        raise ValueError(f"environment: {given}; {allowed}")
+    return place, int(said[count])
 
 
 def evaluations(config: SampleConfig) -> int:

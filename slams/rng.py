@@ -22,6 +22,7 @@ Context = Literal[
     "diffusion-noise",
     "init",
     "sampler",
+    "redraw",
     "observation",
     "background",
     "validation",

@@ -15,9 +15,9 @@ from matplotlib.collections import PathCollection, QuadMesh
 from data_prep.__main__ import main as prepare
 from sample import assimilator, figures
 from sample.__main__ import main as assimilate
-from sample.assimilate import Run
 from sample.case import open_case
 from sample.config import SampleConfig
+from sample.run import Run
 from slams import windows
 from slams.config import load
 from slams.contracts.observations import open_observations
@@ -168,7 +168,8 @@ def test_a_day_without_background_is_refused_before_anything_is_drawn(refused, b
 
 
 def test_a_dry_run_names_the_prior(sample, capsys, background):
-    for words, prior in (((), "climatological"), ((f"background={background}",), f"background {background}")):
+    conditioned = f"conditioned on the background {background} of the day before each segment"
+    for words, prior in (((), "climatological"), ((f"background={background}",), conditioned)):
         assert assimilate([*sample.words(*words), "--dry-run"]) == 0
         assert f"prior: {prior}\n" in capsys.readouterr().out
 
@@ -248,7 +249,7 @@ def test_little_memory_changes_nothing_but_the_time(sample, mixed, background, m
         batches.append([])
         chunks.append(0)
         products[name] = sample(*words, f"memory_gib={budget / 2**30}", run=name).load()
-    assert batches == [[MEMBERS], [1] * MEMBERS, [1] * MEMBERS]
+    assert batches == [[assimilator.PLACES], [1] * MEMBERS, [1] * MEMBERS]  # a free place is filled by another
     assert chunks == [0, 0, 4 * MEMBERS * (3 + 7)]  # at each of 4 steps, 3 windows and the 7 days with their halo
     for name in ("temperature", "precipitation", "olr"):
         spread = float(products["all"][name].std("member").mean())

@@ -46,7 +46,7 @@ def test_segments_apart_begin_every_so_many_days_and_stay_in_the_period(period):
 
 @given(configs())
 def test_units_hold_every_day_of_every_member_once_and_have_names_of_their_own(config):
-    work = units(config)
+    work = units(config, config.members_per_unit)
     drawn = Counter((day, member) for unit in work for day in unit.days for member in unit.members)
     wanted = {(day, m) for day in np.concatenate(segments(config.period)) for m in range(config.members)}
     assert set(drawn) == wanted and set(drawn.values()) == {1}
@@ -56,7 +56,7 @@ def test_units_hold_every_day_of_every_member_once_and_have_names_of_their_own(c
 
 @given(configs())
 def test_a_halo_stands_on_both_sides(config):
-    for unit in units(config):
+    for unit in units(config, config.members_per_unit):
         assert (np.diff(unit.all_days) == np.timedelta64(1, "D")).all()
         kept = slice(config.period.halo_days, len(unit.all_days) - config.period.halo_days)
         np.testing.assert_array_equal(unit.all_days[kept], unit.days)
@@ -64,16 +64,32 @@ def test_a_halo_stands_on_both_sides(config):
 
 @given(configs(), st.integers(1, 5))
 def test_the_processes_share_all_units_and_none_twice(config, size):
-    work = units(config)
+    work = units(config, config.members_per_unit)
     parts = [share(work, {"RANK": str(rank), "WORLD_SIZE": str(size)}) for rank in range(size)]
     assert sorted(unit.name for part in parts for unit in part) == sorted(unit.name for unit in work)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert [unit.name for unit in share(work, {})] == [unit.name for unit in work]
 
 
+@given(configs(), st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.sampled_from([1, 2]))
+def test_the_tasks_of_an_array_and_the_ranks_in_each_share_all_units(config, ranks, tasks, first, step):
+    work = units(config, config.members_per_unit)
+    said = {"COUNT": tasks, "MIN": first, "STEP": step}
+    array = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in said.items()}
+    parts = [
+        share(work, array | {"SLURM_ARRAY_TASK_ID": str(first + step * task), "RANK": str(r), "WORLD_SIZE": str(ranks)})
+        for task in range(tasks)
+        for r in range(ranks)
+    ]
+    assert sorted(unit.name for part in parts for unit in part) == sorted(unit.name for unit in work)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 @pytest.mark.parametrize(
     "environment",
     [
+        {"SLURM_ARRAY_TASK_ID": "1"},
+        {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_MIN": "0"},
         {"RANK": "0"},
         {"WORLD_SIZE": "2"},
         {"RANK": "2", "WORLD_SIZE": "2"},
@@ -83,7 +99,7 @@ def test_the_processes_share_all_units_and_none_twice(config, size):
     ],
 )
 def test_half_a_launcher_is_refused(environment):
-    with pytest.raises(ValueError, match="environment: RANK"):
+    with pytest.raises(ValueError, match=r"environment: (RANK|SLURM_ARRAY_TASK_ID)"):
         share([], environment)
 
 
