@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -111,8 +112,9 @@ def synthetic(folder, name, n_years, days, shape, target):
     """Configuration of so many such years."""
     raw = Path(folder, name)
     raw.mkdir()
-    for year in range(2001, 2001 + n_years):
-        write_synthetic(raw, year, days, shape)
+    with ProcessPoolExecutor(1) as other:  # the memory of this process would count as that of those it starts
+        for year in range(2001, 2001 + n_years):
+            other.submit(write_synthetic, raw, year, days, shape).result()
     last = 2000 + n_years
     years = [[2001, last - 2], [last - 1, last - 1], [last, last]]
     return write_config(folder, name, {"temperature": f"{raw}/t.*.nc"}, years, target, missing_days_allowed=1095)
