@@ -9,7 +9,7 @@ EXTRA_WORLD = $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.
 # Studies of an hour, which say how good an analysis is and not how fast a program.
 STUDIES := benchmarks/frontier.py benchmarks/calibration.py benchmarks/twin.py
 
-.PHONY: demo test test-slow lint bench bench-sampler clean
+.PHONY: demo test test-slow test-slurm lint bench bench-sampler clean
 
 demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 18 minutes
 	$(RUN) -m data_prep world configs/data_prep/tiny.yaml
@@ -27,6 +27,9 @@ test: .venv/ready  ## the promises, fast ones
 
 test-slow: .venv/ready .venv-world/ready  ## the promises that take long
 	$(RUN) -m pytest -m slow
+
+test-slurm: .venv/ready  ## the chain on a real SLURM of three nodes on this machine, with all that can happen to it
+	$(RUN) -m pytest -m slurm
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

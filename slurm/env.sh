@@ -1,12 +1,10 @@
-# The only file that knows a cluster: edit it for yours, every job sources it.
-set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?submit from the root of the checkout}"
+# shellcheck shell=bash
+# The one file that knows your cluster: edit it. `slurm/submit` and every job source it, in the root of the checkout.
+# module load python/3.11 cuda/12.4
 export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" OMP_WAIT_POLICY=PASSIVE
-# One address for all ranks: the first node by name, or by its address where names do not resolve.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-if getent hosts "$first" > /dev/null; then MASTER_ADDR=$first
-else MASTER_ADDR=$(scontrol show node -o "$first" | grep -oP 'NodeAddr=\K\S+'); fi
-export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-# Every task learns who it is from the scheduler, by the names all launchers use.
-ranked() { srun --kill-on-bad-exit=1 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' ranked "$@"; }
+
+# What all jobs ask for; a stage of a chain, or the command line of sbatch, may say otherwise.
+# export SBATCH_ACCOUNT=climate SBATCH_PARTITION=gpu
+
+# The network between the nodes, where the libraries take the wrong one: NCCL is for GPUs, gloo for processors.
+# export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
