@@ -27,11 +27,12 @@ while read -r name id; do
   tasks=$(tasks_of "$name" "$id")
   IFS='|' read -r rank _ reason _ _ task <<< "$(worst_of <<< "$tasks")"
   states=$(cut -d'|' -f1 <<< "$tasks" | sort | uniq -c | awk '{printf "%s%d %s", (NR > 1 ? ", " : ""), $1, $2}')
+  [[ $states == *,* ]] || states=${states#1 }
   elapsed=$(cut -d'|' -f3 <<< "$tasks" | sort -V | tail -n 1)
   restarts=$(awk -F'|' '{n += $4} END {print n + 0}' <<< "$tasks")
   log=$logs/$name.$task.log
   last=$(grep -svE '^(srun|slurmstepd|$)' "$log" | tail -n 1 | cut -c -100)
-  row "$name" "$id" "${states#1 }" "$reason" "$elapsed" "$restarts" "$last"
+  row "$name" "$id" "$states" "$reason" "$elapsed" "$restarts" "$last"
   if [ "$rank" = 1 ] && [ -z "$failed" ]; then failed=$name failed_log=$log; fi
 done < "$logs/jobs"
 [ -n "$failed" ] || exit 0
