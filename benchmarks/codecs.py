@@ -30,7 +30,7 @@ ROUNDING = {
     "every bit": lambda x: x,
     "2 decimals": Quantize(2, "f4").encode,
     "3 decimals": Quantize(3, "f4").encode,
-    "12 bits": BitRound(12).encode,
+    "12 bits": lambda x: BitRound(12).encode(x).view("f4"),
 }
 
 

@@ -35,7 +35,8 @@ def plan(config: SampleConfig) -> list[str]:
     made = Run(config)
     work = made.units()
     made.check_days(work[:1])
-    done = sum((config.product / "ledger" / f"{unit.name}.json").is_file() for unit in work)
+    begun = open_analysis(config.product) if stands(config.product) else None
+    done = sum(begun.finished(unit.name) is not None for unit in work) if begun else 0
     n_days, n_members = len(work[0].all_days), len(work[0].members)
     held = made.held_bytes(n_days, n_members) / 2**30
     fields = 8 * n_members * n_days * made.spec.n_channels * math.prod(made.spec.grid.shape) / 2**30

@@ -10,6 +10,7 @@ from slams.contracts.analysis import FORMAT as ANALYSIS
 from slams.contracts.analysis import open_analysis
 from slams.contracts.archive import open_archive
 from slams.contracts.envelope import ContractError, read_json
+from slams.contracts.storage import place
 from slams.spec import StateSpec
 
 
@@ -24,7 +25,7 @@ class FirstGuess:
     """
 
     def __init__(self, path: str | Path, spec: StateSpec) -> None:
-        self.path, self.spec = Path(path), spec
+        self.path, self.spec = place(path), spec
         kind = read_json(self.path / "zarr.json", "a background").get("attributes", {}).get("format")
         self.source = open_analysis(self.path) if kind == ANALYSIS else open_archive(self.path)
         self.ensemble = kind == ANALYSIS

@@ -20,6 +20,7 @@ from slams.contracts.archive import Archive, open_archive
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Gridded, Observations, Observed, open_observations
+from slams.contracts.storage import place, reading
 from slams.interpolate import binned
 from slams.model import open_autoencoder
 from slams.spec import Grid, Modality, StateSpec
@@ -150,7 +151,7 @@ def open_case(config: SampleConfig) -> Case:
         ContractError: a product is missing, unfinished or has holes, or products, truth and observations do not
             belong together.
     """
-    products = _open_products(Path(config.folder))
+    products = _open_products(place(config.folder))
     first = products["analysis"]
     archive, observations = open_archive(config.archive), open_observations(config.observations)
     for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
@@ -175,7 +176,8 @@ def _before(product: Analysis, period: PeriodConfig) -> dict[np.datetime64, np.d
 
 
 def _open_products(folder: Path) -> dict[str, Analysis]:
-    paths = sorted(folder.glob("analysis*.zarr"), key=lambda path: path.stem)
+    with reading(folder):
+        paths = sorted(folder.glob("analysis*.zarr"), key=lambda path: path.stem)
     found = {path.stem: open_analysis(path) for path in paths}
     first = found.get("analysis") or open_analysis(folder / "analysis.zarr")
     for product in found.values():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from slams.contracts.storage import place
 from slams.posterior import GuidanceConfig, SamplerConfig
 
 
@@ -52,9 +53,15 @@ def _is_day(text: str) -> bool:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Arguments: bootstrap: resamples of the dates behind each confidence interval."""
+    """How a run is verified.
+
+    Arguments:
+        bootstrap: resamples of the dates behind each confidence interval.
+        folder: where scores and pictures go; empty = ``verify`` in the run's folder, unless that is a URL.
+    """
 
     bootstrap: int = 1000
+    folder: str = ""
 
     def __post_init__(self) -> None:
         if self.bootstrap < 1:
@@ -66,7 +73,7 @@ class SampleConfig:
     """An assimilation run.
 
     Arguments:
-        folder: run folder; the product is ``analysis.zarr`` in it.
+        folder: run folder, or the URL of one; the product is ``analysis.zarr`` in it.
         score: bundle of the score network.
         autoencoder: bundle of the autoencoder whose latents it learned; empty for a score network of states.
         observations: observation set.
@@ -126,4 +133,4 @@ class SampleConfig:
     @property
     def product(self) -> Path:
         """Where the analysis goes."""
-        return Path(self.folder) / ("analysis" + "".join(f"-without-{name}" for name in self.without) + ".zarr")
+        return place(self.folder) / ("analysis" + "".join(f"-without-{name}" for name in self.without) + ".zarr")

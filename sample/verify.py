@@ -52,6 +52,7 @@ def verify(config: SampleConfig) -> dict[str, Any]:
         ContractError: a product is missing, unfinished or has holes, or products, truth and observations do not
             belong together.
     """
+    folder = _folder(config)
     case = open_case(config)
     tallies: dict[str, Tally] = {}
     ranks = RankHistogram(case.spec.n_channels, case.spec.grid.area_weights, case.analysis.n_members)
@@ -63,7 +64,6 @@ def verify(config: SampleConfig) -> dict[str, Any]:
             if system == "analysis":
                 ranks.update(x, truth)
     scores = _scores(case, tallies, config)
-    folder = Path(config.folder) / "verify"
     folder.mkdir(parents=True, exist_ok=True)
     _write_csv(folder / "scores.csv", scores)
     typical = int(np.argsort(tallies["analysis"].daily_rmse(case.state))[len(case.time) // 2])
@@ -72,6 +72,12 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     write_json(folder / "scores.json", scores)  # last: it stands for the whole folder
     _print(scores, page)
     return scores
+
+
+def _folder(config: SampleConfig) -> Path:
+    if not config.verify.folder and "://" in config.folder:
+        raise ValueError(f"verify.folder: is empty, and folder is {config.folder}; a folder on this machine is needed")
+    return Path(config.verify.folder or f"{config.folder}/verify")
 
 
 class Tally:
