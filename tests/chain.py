@@ -61,11 +61,11 @@ class Chain:
         ]
 
 
-def start(command, **environment):
+def start(command, preexec_fn=None, **environment):
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = kept | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, preexec_fn=preexec_fn, **pipes)
 
 
 def finish(process):

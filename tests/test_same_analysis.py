@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import time
@@ -124,6 +125,19 @@ def test_a_time_limit_shorter_than_a_unit_is_refused(chain, capsys):
 def test_other_units_than_those_it_was_begun_with_are_refused(chain, whole, capsys):
     assert assimilate(chain.sample(*TEN_DAYS, "members_per_unit=2", run="ten-days")[1:]) == 2
     assert f"was begun in units of {MEMBERS}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence_and_what_stands_is_kept(chain, whole):
+    """The largest file that may be written is smaller than a unit; then the disk is enlarged."""
+    command = chain.sample(*TEN_DAYS, "members_per_unit=4", run="full")
+    process = start(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
+    said = process.communicate(timeout=240)[1]
+    product = chain.folder / "full" / "analysis.zarr"
+    assert process.returncode == 2 and said.count("\n") == 1, said
+    assert said.startswith(f"sample: {product}: cannot be written (") and "File too large" in said
+    assert not list(product.glob("ledger/*.json"))
+    finish(start(command))
+    assert_same(product, whole)
 
 
 @pytest.mark.slow
