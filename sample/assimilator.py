@@ -210,6 +210,12 @@ class Assimilator:
             frame = 0 if self.network is None else saved_bytes(self._decoder(0), z[:, :1])
         return {"window": max(1, window), "frame": max(1, DECODER_GRAPHS * frame)}
 
+    def at_once(self, n_days: int) -> list[int]:
+        """What rounding on a CPU depends on: members, windows and frames at once. A GPU does not promise to the bit."""
+        if self.device.type != "cpu":
+            return []
+        return [self._places(n_days), self._at_once("window", n_days), self._at_once("frame", n_days)]
+
     def held_bytes(self, n_days: int, n_members: int) -> int:
         """What the networks hold at most while so many members are drawn."""
         together = self._places(n_days) if self.device.type == "cpu" else n_members

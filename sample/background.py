@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from slams.contracts.analysis import FORMAT as ANALYSIS
-from slams.contracts.analysis import open_analysis
+from slams.contracts.analysis import Analysis, drawn, open_analysis
 from slams.contracts.archive import open_archive
 from slams.contracts.envelope import ContractError, read_json
 from slams.contracts.storage import place
@@ -28,7 +28,8 @@ class FirstGuess:
         self.path, self.spec = place(path), spec
         kind = read_json(self.path / "zarr.json", "a background").get("attributes", {}).get("format")
         self.source = open_analysis(self.path) if kind == ANALYSIS else open_archive(self.path)
-        self.ensemble = kind == ANALYSIS
+        if isinstance(self.source, Analysis) and not self.source.is_complete:
+            raise ContractError(f"{self.path}: is not finished; a background has to be")
         given = self.source.spec
         for name in given.names:
             if name in spec.names and (given.modality(name) != spec.modality(name) or given.grid != spec.grid):
@@ -45,7 +46,13 @@ class FirstGuess:
         where = np.flatnonzero(self.source.time == day)
         if not len(where):
             raise ContractError(f"{self.path}: holds no background of {day}, the day before a segment with its halo")
-        found = self.source.read(int(where[0])).mean(axis=0) if self.ensemble else self.source.read(where)[0]
+        if isinstance(self.source, Analysis):
+            members = self.source.read(int(where[0]))
+            found = members[drawn(members)].mean(axis=0)
+        else:
+            found = self.source.read(where)[0]
+        if np.isnan(found).all():
+            raise ContractError(f"{self.path}: every value of {day} is missing; a background is needed there")
         x_CHW = np.full((self.spec.n_channels, *self.spec.grid.shape), np.nan, np.float32)
         for name in self.source.spec.names:
             if name in self.spec.names:

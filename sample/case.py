@@ -15,7 +15,7 @@ from sample.figures import Example
 from sample.plan import segments
 from slams import baselines
 from slams.autoencoder import Autoencoder, PaperAutoencoder
-from slams.contracts.analysis import Analysis, open_analysis
+from slams.contracts.analysis import Analysis, drawn, open_analysis
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
@@ -80,7 +80,8 @@ class Case:
         """Each system's members of a date, x_MCHW; NaN in modalities it does not know."""
         day = self.time[where : where + 1]
         for name, product in self.products.items():
-            yield name, product.read(where)
+            members = product.read(where)
+            yield name, members[drawn(members)]
         known = _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
         if seen := self.observed(day):
             on_grid = {name: self._on_grid(parts[0]) for name, parts in seen.items()}
@@ -130,6 +131,7 @@ class Case:
             coast = self.climatology.observed[rain][0].astype(np.float32)
         day = self.time[where : where + 1]
         members = self.analysis.read(where)
+        members = members[drawn(members)]
         space = self.observations.space
         return Example(day[0], self.spec, coast, self.truth(where), members, self.observed(day), space)
 

@@ -118,12 +118,12 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("members", 1), ("members_per_unit", 0), ("time_limit_minutes", 0)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
         if not 0 <= self.keepbits <= 23:
             raise ValueError(f"keepbits: {self.keepbits} is not allowed; 0 to 23")
-        if self.memory_gib <= 0:
-            raise ValueError(f"memory_gib: {self.memory_gib} is not allowed; more than 0")
+        if not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib: {self.memory_gib} is not allowed; a number above 0")
         for name, factor in self.error_inflation.items():
             if not 0 < factor < math.inf:
                 raise ValueError(f"error_inflation.{name}: {factor} is not allowed; a number above 0")

@@ -58,12 +58,16 @@ def by_segment(work: list[Unit]) -> dict[np.datetime64, list[Unit]]:
 
 
 def share(work: list[Unit], environment: Mapping[str, str]) -> list[Unit]:
-    """The units of this process: every n-th, by the launcher's RANK and WORLD_SIZE within a task of a SLURM job array.
+    """The units of this process: every n-th, by its number among those of its launcher, within those of a job array.
+
+    A launcher sets RANK and WORLD_SIZE; `srun` alone SLURM_PROCID and SLURM_NTASKS, which a batch script has too, but
+    without a step.
 
     Raises:
         ValueError: half of what a launcher or an array sets, or what does not fit together.
     """
-    rank, ranks = _place(environment, "RANK", "WORLD_SIZE", "0")
+    launched = environment.keys() & {"RANK", "WORLD_SIZE"} or "SLURM_STEP_ID" not in environment
+    rank, ranks = _place(environment, *(("RANK", "WORLD_SIZE") if launched else ("SLURM_PROCID", "SLURM_NTASKS")), "0")
     task, tasks = _place(environment, "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
     return work[task * ranks + rank :: tasks * ranks]
 

@@ -39,12 +39,22 @@ class Run(Assimilator):
     def check_days(self, work: list[Unit]) -> None:
         """Refuse days without observations or background before anything is written.
 
+        Arguments:
+            work: all units of a run, whoever draws them: a cluster refuses what one process refuses.
+
         Raises:
             ContractError: naming the day.
+            ValueError: a segment is shorter than a window of the score network.
         """
-        for days in {unit.days[0]: unit.all_days for unit in work}.values():
-            self._background(days)
-        self.observations.check(self.observed, np.unique(np.concatenate([unit.all_days for unit in work])))
+        segments = {unit.days[0]: unit.all_days for unit in work}.values()
+        if min(map(len, segments)) < self.model.frames:
+            raise ValueError(
+                f"period.segment_days, halo_days: a segment of {min(map(len, segments))} days, halo included, is left; "
+                f"at least {self.model.frames}, a window of {self.score.folder}, are needed"
+            )
+        for days in segments:
+            self.first_guess_of(days)
+        self.observations.check(self.observed, np.unique(np.concatenate(list(segments))))
 
     def analyse(self, unit: Unit) -> Drawn:
         """Members of a unit on its kept days."""
@@ -100,7 +110,8 @@ class Run(Assimilator):
     def made_by(self) -> dict[str, Any]:
         """What decides the product's content: the configuration, less what only shares the work, and the checksums."""
         content = {k: v for k, v in to_dict(self.config).items() if k not in WITHOUT_EFFECT}
-        return content | self.checksums
+        n_days = self.config.period.segment_days + 2 * self.config.period.halo_days
+        return content | self.checksums | {"drawn_at_once": self.at_once(n_days)}
 
     @property
     def prior(self) -> str:

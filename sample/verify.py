@@ -55,13 +55,13 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     folder = _folder(config)
     case = open_case(config)
     tallies: dict[str, Tally] = {}
-    ranks = RankHistogram(case.spec.n_channels, case.spec.grid.area_weights, case.analysis.n_members)
+    ranks = RankHistogram(case.spec.n_channels, case.spec.grid.area_weights, most := int(case.analysis.n_drawn.max()))
     for where in range(len(case.time)):
         truth = torch.from_numpy(case.truth(where))
         for system, members in case.systems(where):
             x = torch.from_numpy(members)
             tallies.setdefault(system, Tally(case.spec)).add(x, truth)
-            if system == "analysis":
+            if system == "analysis" and len(x) == most:  # ranks among fewer are others
                 ranks.update(x, truth)
     scores = _scores(case, tallies, config)
     folder.mkdir(parents=True, exist_ok=True)

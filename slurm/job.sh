@@ -19,10 +19,10 @@ if getent hosts "$first" > /dev/null; then MASTER_ADDR=$first
 else MASTER_ADDR=$(scontrol show node -o "$first" | grep -oP 'NodeAddr=\K\S+'); fi
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that connections are given
 
-# Every task learns who it is from the scheduler, by the names all launchers use.
+# Every task learns who it is from the scheduler, by the names all launchers use. Tasks that need each other end together.
 # shellcheck disable=SC2016
 tasks() {
-  srun --kill-on-bad-exit=1 bash -c \
+  srun --kill-on-bad-exit="${TOGETHER:-1}" bash -c \
     'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID exec "$@"' - "$@"
 }
 

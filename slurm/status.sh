@@ -8,7 +8,9 @@ set +e
 tasks_of() { # NAME JOB
   squeue -h -t all -r -j "$2" -O 'State:|,Reason:|,TimeUsed:|,RestartCnt:|,JobArrayID:|' 2> /dev/null | grep . && return
   sacct -X -n -P -j "$2" -o State,Reason,Elapsed,Restarts,JobID 2> /dev/null | grep . && return
-  if tail -qn 1 "$logs/$1.$2"*.log 2> /dev/null | grep -qv " done$"; then
+  local ends
+  ends=$(tail -qn 1 "$logs/$1.$2"*.log 2> /dev/null)
+  if [ -z "$ends" ] || grep -qv " done$" <<< "$ends"; then
     echo "UNKNOWN||||$2"
   else
     echo "COMPLETED||||$2"

@@ -508,3 +508,15 @@ def test_a_store_that_cannot_be_used_is_one_sentence(tmp_path, lacking):
     assert all(line.startswith("s3://bucket/none.zarr") and ": cannot be read (" in line for line in lines)
     told = "connect" if lacking == "server" else "credentials"
     assert all(told in line for line in lines), lines
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_damaged_unit_is_written_anew(product, which):
+    """Also the last one, which is smaller than the others: cut in the middle, then written again, it is right."""
+    members, where = BLOCKS[which], SEGMENTS[which]
+    shard = product.path / "olr" / "c" / str(members[0] // UNIT[0]) / str(where[0] // UNIT[1]) / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(ContractError):
+        product.verify(unit_name(members, where))
+    draw(product, fields(), members, where)
+    product.verify(unit_name(members, where))

@@ -85,6 +85,13 @@ def test_the_tasks_of_an_array_and_the_ranks_in_each_share_all_units(config, ran
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_srun_alone_is_a_launcher_and_a_batch_script_is_none():
+    work, task = list(range(7)), {"SLURM_PROCID": "1", "SLURM_NTASKS": "3"}
+    assert share(work, task | {"SLURM_STEP_ID": "0"}) == [1, 4]
+    assert share(work, task) == work
+    assert share(work, task | {"SLURM_STEP_ID": "0", "RANK": "0", "WORLD_SIZE": "1"}) == work
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -1,6 +1,7 @@
 """The analysis is the same, to the last bit, however its work is cut and shared, and has no seams where it was cut."""
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -16,6 +17,7 @@ from chain import finish, start
 from sample import assimilate as job
 from sample.__main__ import main as assimilate
 from sample.assimilator import Assimilator
+from sample.leave import Clock
 from slams.contracts.analysis import open_analysis
 from slams.contracts.departures import open_departures
 from slams.rng import normal
@@ -71,7 +73,7 @@ def assert_same(product, other):
     assert np.array_equal(np.stack(a["analysis"]), np.stack(b["analysis"]), equal_nan=True)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("ranks", [2, 5, 11])  # eleven for nine units: two have nothing to draw
 def test_any_number_of_ranks(ten_days, whole, ranks):
     assert_same(ten_days(f"of-{ranks}", "members_per_unit=2", ranks=ranks), whole)
 
@@ -113,6 +115,17 @@ def test_a_time_limit_leaves_in_time(chain, ten_days, whole, monkeypatch):
     assert len(list(product.glob("ledger/*.json"))) == 2
     monkeypatch.undo()
     assert_same(ten_days("limited", "members_per_unit=3", "time_limit_minutes=90"), whole)
+
+
+def test_the_clock_knows_the_longest_unit_and_the_end(monkeypatch):
+    """Ten minutes, units of one, then of three: the next must end in time as well."""
+    now = 100.0
+    monkeypatch.setattr("sample.leave.time.monotonic", lambda: now)
+    clock = Clock(minutes=10, unit_seconds=60)
+    for seconds, allowed in ((0, True), (60, True), (180, True), (180, True), (3, False)):
+        now += seconds
+        assert clock.allows() == allowed
+    assert Clock(minutes=0, unit_seconds=0).allows()
 
 
 def test_a_time_limit_shorter_than_a_unit_is_refused(chain, capsys):
@@ -187,11 +200,14 @@ def test_a_diverged_member_is_drawn_again_with_other_noise(ten_days, whole, monk
 
 
 def test_a_member_that_always_diverges_is_missing_and_said(chain, monkeypatch, capsys):
-    """Nothing of it is written, the others are, and mean and spread are theirs."""
+    """Nothing of it is written, the others are, mean and spread are theirs, and they are verified."""
     diverging(monkeypatch, lambda member, attempt: member == 4)
-    assert assimilate(chain.sample(*TEN_DAYS, run="lost")[1:]) == 2
-    said = capsys.readouterr().err
-    assert "3 members of units are missing; member 4 diverged on 2003-" in said and said.count("\n") == 1
+    command = chain.sample(*TEN_DAYS, run="lost")[1:]
+    for _ in range(2):
+        assert assimilate(command) == 0
+        said = capsys.readouterr().err
+        assert "3 members of units are missing; member 4 diverged on 2003-" in said and said.count("\n") == 1
+    assert assimilate(["verify", *command]) == 0
     found = xr.open_zarr(chain.folder / "lost" / "analysis.zarr").load()
     left = [m for m in range(MEMBERS) if m != 4]
     assert np.isnan(found.temperature[4]).all() and np.isfinite(found.temperature[left]).all()
@@ -226,3 +242,31 @@ def test_no_seam_shows_where_segments_join(ten_days, monkeypatch):
     monkeypatch.setattr(Assimilator, "_noise", of_the_segment)
     unkeyed = seams(ten_days("unkeyed", *words, "period.segment_days=3"), 3)
     assert 0.95 < keyed / undivided < 1.05 < 1.15 < unkeyed / undivided
+
+
+def test_a_signal_while_the_product_is_closed_asks_to_be_started_again(chain, whole, monkeypatch):
+    """All units are drawn; what remains is done by the same command."""
+    command = chain.sample(*TEN_DAYS, run="closing")[1:]
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slams.contracts.analysis.Analysis.finish", interrupted)
+        assert assimilate(command) == 75
+    assert assimilate(command) == 0
+    assert_same(chain.folder / "closing" / "analysis.zarr", whole)
+
+
+def test_another_way_of_rounding_does_not_go_on_with_a_product(chain, whole, capsys):
+    """So little memory that a member is drawn alone rounds otherwise."""
+    assert assimilate(chain.sample(*TEN_DAYS, "memory_gib=1e-6", run="ten-days")[1:]) == 2
+    assert "different: drawn_at_once" in capsys.readouterr().err
+
+
+def test_a_segment_shorter_than_a_window_is_refused_before_anything_is_drawn(chain, capsys):
+    words = ("period.segment_days=5", "period.halo_days=0", "period.last_day=2003-03-13")
+    assert assimilate(chain.sample(*TEN_DAYS, *words, run="short")[1:]) == 2
+    assert "a segment of 3 days, halo included, is left; at least 5" in capsys.readouterr().err
+    assert not (chain.folder / "short").exists()

@@ -83,9 +83,23 @@ class Analysis:
             values = stored(x_MLCHW[:, :, self.spec.channels(modality.name)], int(self.attributes.get("keepbits", 0)))
             shape = (*values.shape[:2], *field_shape(modality, self.spec.grid.shape))
             with writing(self.path):
+                self._make_way(array(group, modality.name), members, where)
                 _whole(array(group, modality.name)).oindex[_span(members), _span(where)] = values.reshape(shape)
             crc32[modality.name] = checksum(values.swapaxes(0, 1))
         return crc32
+
+    def _make_way(self, field: zarr.Array[Any], members: np.ndarray, where: np.ndarray) -> None:
+        """Remove what stands of a unit: zarr would read it first, and stop where it is damaged."""
+        whole_members, whole_days = self._layout.unit
+        if self._layout.size is not None:
+            place = (int(members[0]) // whole_members, int(where[0]) // whole_days, *(0 for _ in field.shape[2:]))
+            (self.path / field.basename / field.metadata.encode_chunk_key(place)).unlink(missing_ok=True)
+
+    @property
+    def n_drawn(self) -> np.ndarray:
+        """Members that mean and spread of each day are made of, (T,); 0 where they are not written yet."""
+        with self._reading():
+            return np.asarray(array(self._readable, COUNT)[:])
 
     def read(self, where: int) -> np.ndarray:
         """All members at one time, x_MCHW in physical units; NaN where not drawn yet."""
@@ -240,6 +254,12 @@ def _span(where: np.ndarray) -> slice | np.ndarray:
 def _whole(field: zarr.Array[Any]) -> zarr.Array[Any]:
     """A field all of whose chunks are written, of missing members too: what is not there was never drawn, or lost."""
     return field.with_config({"write_empty_chunks": True})
+
+
+def drawn(x_MCHW: np.ndarray) -> np.ndarray:
+    """Which members there are, (M,): one that diverged at every attempt is missing altogether."""
+    found: np.ndarray = np.isfinite(x_MCHW).any(axis=(1, 2, 3))
+    return found
 
 
 def stands(path: str | Path) -> bool:
