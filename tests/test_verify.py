@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import zarr
 
 from sample.config import PeriodConfig, SampleConfig, VerifyConfig
 from sample.verify import verify
@@ -277,8 +278,18 @@ def test_another_grid_is_refused(config, tmp_path):
 
 def test_a_hole_in_the_product_is_refused(config, tmp_path):
     config = replace(config, folder=str(tmp_path / "holed"))
-    write_product(tmp_path / "holed" / "analysis.zarr", [0.0, np.nan])
+    write_product(tmp_path / "holed" / "analysis.zarr", [0.0, 1.0])
+    zarr.open_group(tmp_path / "holed" / "analysis.zarr", mode="r+")["temperature"][1, 0, 0, 2, 3] = np.nan
     refused(config, "temperature has missing or infinite values")
+
+
+def test_a_member_that_could_not_be_drawn_is_left_out(config, tmp_path):
+    """The scores are those of the members there are."""
+    found = []
+    for name, offsets in (("lost", [0.0, np.nan, 1.0]), ("fewer", [0.0, 1.0])):
+        write_product(tmp_path / name / "analysis.zarr", offsets)
+        found.append(verify(replace(config, folder=str(tmp_path / name)))["systems"]["analysis"])
+    assert found[0] == found[1]
 
 
 def test_days_in_a_row_are_one_block_of_at_most_five():
