@@ -77,9 +77,10 @@ def _encode(network: Autoencoder | PaperAutoencoder, x_BCHW: np.ndarray) -> np.n
     """Latents, (B, Z, h, w), by one thread: how many share the work would show in the last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    z = network.encode(torch.from_numpy(x_BCHW).to(DEVICE)).cpu().numpy()
-    torch.set_num_threads(threads)
-    return z
+    try:
+        return network.encode(torch.from_numpy(x_BCHW).to(DEVICE)).cpu().numpy()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
