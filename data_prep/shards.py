@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ from slams.statistics import Statistics
 
 USTAR = tarfile.USTAR_FORMAT
 USUAL_RATIO = 2  # by which frames are compressed
+FRAMES_AT_ONCE = 8
 Timed = tuple[np.datetime64, int, np.ndarray]
 
 
@@ -132,8 +133,7 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
     found: list[dict[str, Any]] = []
     shape: tuple[int, ...] = ()
     with path.open("wb") as file, tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar:
-        for time, run, values in frames:
-            data, shape = encode_frame(values, keepbits), values.shape
+        for time, run, data, shape in chain.from_iterable(ahead(encoded(frames, keepbits))):
             member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
             member.size = len(data)
             place = {"offset": tar.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
@@ -144,6 +144,13 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
         return {"frames": []}
     entry = {"file": path.name, "frames": found, "bytes": path.stat().st_size, "sha256": stream.sha256.hexdigest()}
     return entry | {"shape": list(shape)}
+
+
+def encoded(frames: Iterable[Timed], keepbits: int) -> Iterator[list[tuple[Any, int, bytes, tuple[int, ...]]]]:
+    """Frames as they are written (valid day, run, bytes, shape), a few together: a step for a thread is not free."""
+    remaining = iter(frames)
+    while some := list(islice(remaining, FRAMES_AT_ONCE)):
+        yield [(time, run, encode_frame(values, keepbits), values.shape) for time, run, values in some]
 
 
 class Hashed:

@@ -8,6 +8,7 @@ pass suffices: the squares of the departures follow from the sums of the fit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +19,7 @@ from slams.contracts.archive import Archive
 from slams.statistics import Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
+THREADS = 2  # more would hold more days at once
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
@@ -104,7 +106,8 @@ class Sums:
         basis = features_LK[:, : len(self.pairs)]
         pairs = np.einsum("lk,lm->lkm", basis, basis)
         self.pairs += pairs.sum(axis=0)
-        for channel in range(x_LCHW.shape[1]):
+
+        def add_channel(channel: int) -> None:
             x = x_LCHW[:, channel].astype(np.float64)
             seen = np.isfinite(x)
             x[~seen] = 0
@@ -113,6 +116,9 @@ class Sums:
             self.count[channel] += seen.sum(axis=0)
             if not seen.all():
                 self._lack(channel, np.tensordot(pairs, (~seen).astype(np.float64), (0, 0)))
+
+        with ThreadPoolExecutor(THREADS) as threads:  # a channel's sums are its own
+            list(threads.map(add_channel, range(x_LCHW.shape[1])))
 
     def _lack(self, channel: int, pairs_KKHW: np.ndarray) -> None:
         self.lacking[channel] = self.lacking[channel] + pairs_KKHW if channel in self.lacking else pairs_KKHW
