@@ -25,6 +25,7 @@ from sample.progress import progress
 from sample.run import Run
 from slams.contracts.analysis import Analysis, create, open_analysis, stands
 from slams.contracts.envelope import is_finished, provenance
+from slams.contracts.product import checksum, stored
 
 
 def plan(config: SampleConfig) -> list[str]:
@@ -88,18 +89,23 @@ def run(config: SampleConfig) -> int:
 
 def _draw_and_write(made: Run, product: Analysis, unit: Unit) -> None:
     began = time.perf_counter()
-    drawn = made.analyse(unit)
+    first_guess = made.first_guess_of(unit.all_days)
+    drawn = made.analyse(unit, first_guess)
     where = np.searchsorted(product.time, unit.days)
     crc32 = product.write(unit.members, where, drawn.x_MLCHW)
     departures = write_departures(
-        product.path, unit, made.observations, made.spec, made.statistics, drawn.x_MLCHW,
-        made.first_guess_of(unit.all_days), made.observed,
+        product.path, unit, made.observations, made.spec, made.statistics, drawn.x_MLCHW, first_guess, made.observed
     )  # fmt: skip
     entry: dict[str, Any] = {"unit": unit.name, "days": [str(day) for day in unit.days]}
     entry |= {"members": unit.members.tolist(), "crc32": crc32, "diverged": drawn.diverged}
-    entry |= {"departures": departures}
+    entry |= {"departures": departures} | _background(first_guess)
     entry |= {"seed": made.config.seed, "seconds": round(time.perf_counter() - began, 3)}
     product.close_unit(unit.name, entry | made.checksums | {"provenance": provenance()})
+
+
+def _background(first_guess_CHW: np.ndarray | None) -> dict[str, int]:
+    """CRC32 of what the prior was conditioned on; the archive or analysis that held it may be another by tomorrow."""
+    return {} if first_guess_CHW is None else {"background_crc32": checksum(stored(first_guess_CHW))}
 
 
 def _finish_segment(product: Analysis, units: list[Unit]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from sample.assimilator import Assimilator, Drawn
 from sample.background import FirstGuess
@@ -56,11 +55,12 @@ class Run(Assimilator):
             self.first_guess_of(days)
         self.observations.check(self.observed, np.unique(np.concatenate(list(segments))))
 
-    def analyse(self, unit: Unit) -> Drawn:
-        """Members of a unit on its kept days."""
+    def analyse(self, unit: Unit, first_guess_CHW: np.ndarray | None) -> Drawn:
+        """Members of a unit on its kept days, given what `first_guess_of` said of all of them."""
         days = unit.all_days
         seen = self.observations.read_all(self.observed, days)
-        drawn = self.draw(seen, days, unit.members, self._background(days))
+        background = None if first_guess_CHW is None else self.encode(first_guess_CHW, days[:1] - 1)
+        drawn = self.draw(seen, days, unit.members, background)
         return replace(drawn, x_MLCHW=drawn.x_MLCHW[:, unit.halo : unit.halo + len(unit.days)])
 
     def seconds(self, unit: Unit) -> float:
@@ -73,12 +73,8 @@ class Run(Assimilator):
         made = copy(self)
         made.config = replace(self.config, sampler=replace(self.config.sampler, steps=steps))
         began = time.perf_counter()
-        made.analyse(unit)
+        made.analyse(unit, made.first_guess_of(unit.all_days))
         return time.perf_counter() - began
-
-    def _background(self, days: np.ndarray) -> Tensor | None:
-        first_guess = self.first_guess_of(days)
-        return None if first_guess is None else self.encode(first_guess, days[:1] - 1)
 
     def first_guess_of(self, days: np.ndarray) -> np.ndarray | None:
         """The state of the day before, x_CHW in physical units, or none."""

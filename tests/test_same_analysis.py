@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -257,6 +258,19 @@ def test_a_signal_while_the_product_is_closed_asks_to_be_started_again(chain, wh
         assert assimilate(command) == 75
     assert assimilate(command) == 0
     assert_same(chain.folder / "closing" / "analysis.zarr", whole)
+
+
+def test_the_ledger_knows_the_background_that_each_unit_was_given(chain, ten_days, whole):
+    """As xarray reads the archive's state of the day before the segment with its halo; nothing, where nothing is."""
+    product = ten_days("on-a-background", "members=1", f"background={chain.folder}/archive.zarr")
+    archive = xr.open_zarr(chain.folder / "archive.zarr")
+    entries = [json.loads(path.read_text()) for path in sorted(product.glob("ledger/*.json"))]
+    assert len({entry["background_crc32"] for entry in entries}) == len(entries) == 3
+    for entry in entries:
+        state = archive.sel(time=np.datetime64(entry["days"][0]) - 3)  # two of halo
+        fields = [state[name].values.astype("<f4").reshape(-1, *state.olr.shape) for name in NAMES]
+        assert entry["background_crc32"] == zlib.crc32(np.concatenate(fields).tobytes())
+    assert "background_crc32" not in json.loads(next(whole.glob("ledger/*.json")).read_text())
 
 
 def test_another_way_of_rounding_does_not_go_on_with_a_product(chain, whole, capsys):
