@@ -58,10 +58,13 @@ class VerifyConfig:
     Arguments:
         bootstrap: resamples of the dates behind each confidence interval.
         folder: where scores and pictures go; empty = ``verify`` in the run's folder, unless that is a URL.
+        observations: an observation set that was never assimilated, against which the members are verified as well;
+            empty = none.
     """
 
     bootstrap: int = 1000
     folder: str = ""
+    observations: str = ""
 
     def __post_init__(self) -> None:
         if self.bootstrap < 1:
