@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     """`python -m sample export ...`."""
     parser = argparse.ArgumentParser("sample export", description=__doc__)
     parser.add_argument("product", help="folder or URL of a finished analysis")
-    parser.add_argument("folder", type=Path, help="where the files go")
+    parser.add_argument("folder", help="where the files go, on this machine")
     parser.add_argument("--days", nargs=2, metavar=("FIRST", "LAST"), help="ISO dates; all days without")
     parser.add_argument("--format", choices=FORMATS, default="netcdf")
     given = parser.parse_args(words)
@@ -66,7 +66,9 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def export(path: str | Path, folder: Path, days: Sequence[str] | None = None, kind: Format = "netcdf") -> list[Path]:
+def export(
+    path: str | Path, folder: str | Path, days: Sequence[str] | None = None, kind: Format = "netcdf"
+) -> list[Path]:
     """Write the days of a product, month by month; what stands already with the same content is left.
 
     Arguments:
@@ -77,9 +79,12 @@ def export(path: str | Path, folder: Path, days: Sequence[str] | None = None, ki
 
     Raises:
         ContractError: no finished product, a file of another content in the way, or a field without GRIB parameter.
-        ValueError: days that the product does not hold.
+        ValueError: days that the product does not hold, or a folder that is a URL.
         OSError: a file that cannot be written.
     """
+    if "://" in str(folder):  # which netCDF cannot write to, and a path would take for the name of a folder here
+        raise ValueError(f"folder: {folder} is not allowed; a folder of this machine, from which files can be copied")
+    folder = Path(folder)
     product = open_analysis(path)
     if not product.is_complete:
         raise ContractError(f"{product.path}: is not finished; run `python -m sample` again to finish it")

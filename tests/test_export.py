@@ -83,6 +83,14 @@ def test_a_half_drawn_product_is_refused(tmp_path, capsys):
     assert "no analysis there" in say(capsys, tmp_path / "b.zarr", tmp_path / "out")
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/out", "memory://out", "file:///out"])
+def test_a_folder_that_is_a_url_is_refused(product, tmp_path, monkeypatch, capsys, url):
+    """And no folder of that name is made here."""
+    monkeypatch.chdir(tmp_path)
+    assert f"folder: {url} is not allowed; a folder of this machine" in say(capsys, product.path, url)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_stands_with_the_same_content_is_left(product, tmp_path):
     """Also beside one that is missing; and a torn file aside is in nobody's way."""
     first = {path: path.stat().st_mtime_ns for path in export(product.path, tmp_path)}
