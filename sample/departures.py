@@ -53,10 +53,10 @@ def write_departures(
         assimilated: names of the modalities that were assimilated; the others of the set were withheld.
 
     Returns:
-        For the ledger: ``file``, ``background`` by modality, and ``channels``, of each channel name ``rows``,
-        ``assimilated``, and ``o_minus_b`` and ``o_minus_a`` (of the mean of these members) with ``count``, ``mean``
-        and ``std``; an observation between levels counts for the nearer. Empty, and nothing is written, for
-        observations of latents.
+        For the ledger: ``file``, its ``crc32`` and its metadata's ``footer_crc32``, ``background`` by modality, and
+        ``channels``, of each channel name ``rows``, ``assimilated``, and ``o_minus_b`` and ``o_minus_a`` (of the mean
+        of these members) with ``count``, ``mean`` and ``std``; an observation between levels counts for the nearer.
+        Empty, and nothing is written, for observations of latents.
 
     Raises:
         ContractError: observations that cannot be read.
@@ -82,7 +82,7 @@ def write_departures(
             columns["assimilated"] = np.isin(columns["modality"], list(assimilated))
             file.write(columns, a_MN)
             tally.add(np.concatenate([part.channel_N for part in parts]), columns["observed"], b_N, a_MN)
-    summary = {"file": f"{FOLDER}/{unit.name}{SUFFIX}", "background": said}
+    summary = {"file": f"{FOLDER}/{unit.name}{SUFFIX}"} | file.checksums | {"background": said}
     return summary | {"channels": tally.summary(assimilated)}
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -515,6 +516,29 @@ def test_a_flipped_bit_in_a_page_is_refused_or_changes_nothing(product, observat
         except ContractError as error:
             assert "damaged, it cannot be read" in str(error)
     assert harmless < 10
+
+
+def test_the_checksums_for_the_ledger_are_those_of_the_file_and_of_its_metadata(product, observations):
+    told = write(product, observations(*everything()))
+    content = (product / told["file"]).read_bytes()
+    footer = content[-8 - int.from_bytes(content[-8:-4], "little") :]
+    assert (told["crc32"], told["footer_crc32"]) == (zlib.crc32(content), zlib.crc32(footer))
+    assert len(footer) < len(content) / 2 and b"observations_sha256" in footer and footer.endswith(b"PAR1")
+
+
+def test_any_flipped_bit_of_the_metadata_is_refused_once_the_ledger_tells_of_the_unit(product, observations):
+    """Most of them no reader of Parquet notices: numbers of rows, names and times are changed without a word."""
+    told = write(product, observations(*everything()))
+    entry = {"format": "slams-ledger", "version": 1, "unit": UNIT.name, "departures": told}
+    (product / "ledger" / f"{UNIT.name}.json").write_text(json.dumps(entry))
+    file = product / told["file"]
+    content, whole = file.read_bytes(), open_departures(product).read()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for at in np.linspace(footer, len(content) - 1, 60).astype(int):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        refused(product, f"{UNIT.name}.parquet: (its metadata are not what was written|damaged, it cannot be read)")
+    file.write_bytes(content)
+    assert open_departures(product).read().equals(whole)
 
 
 def with_metadata(file, **changes):

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from slams.contracts.envelope import ContractError, check_header
-from slams.contracts.storage import aside, is_file, place, reading, writing
+from slams.contracts.ledger import read_unit
+from slams.contracts.storage import aside, crc32, folder_in, is_file, place, reading, writing
 
 FORMAT, VERSION = "slams-departures", 1
 FOLDER, SUFFIX = "departures", ".parquet"
@@ -61,6 +63,7 @@ class DeparturesWriter:
         self.n_members = len(members)
         found = {"format": FORMAT, "version": str(VERSION)}
         found |= {name: json.dumps(value) for name, value in attributes.items()}
+        self.checksums: dict[str, int] = {}  # for the ledger, once the file is closed
         schema = _schema(self.n_members).with_metadata(found)
         self.file = pq.ParquetWriter(
             file,
@@ -109,6 +112,8 @@ def departures_file(
         OSError: names what could not be written.
     """
     path = place(product) / FOLDER / f"{unit}{SUFFIX}"
+    with writing(path):
+        folder_in(place(product), FOLDER)
     numbers = {"days": [str(day) for day in days], "members": [int(member) for member in members]}
     with writing(path), aside(path) as made:
         with made.open("wb") as file:
@@ -117,6 +122,8 @@ def departures_file(
                 yield writer
             file.flush()
             os.fsync(file.fileno())
+        with made.open("rb") as file:
+            writer.checksums |= {"crc32": crc32(made), "footer_crc32": zlib.crc32(_footer(file))}
         if isinstance(path, Path):
             made.replace(path)
         else:
@@ -216,15 +223,17 @@ def open_departures(product: str | Path) -> Departures:
     lost = [unit for unit in finished if unit not in {file.stem for file in found}]
     if found and lost:
         raise ContractError(f"{path / FOLDER}: has no file of {lost[0]}, a finished unit")
-    files = sorted(map(_open, found), key=lambda file: (file.attributes["days"], file.members))
+    entries = [read_unit(path, file.stem) or {} for file in found]
+    files = sorted(map(_open, found, entries), key=lambda file: (file.attributes["days"], file.members))
     segments = tuple(tuple(of_days) for _, of_days in groupby(files, key=lambda file: file.attributes["days"]))
     for of_days in segments:
         _check_members(of_days)
     return Departures(path, segments, np.unique([member for file in files for member in file.members]).astype(int))
 
 
-def _open(path: Path) -> UnitFile:
+def _open(path: Path, entry: dict[str, Any]) -> UnitFile:
     with _refusing_damage(path), path.open("rb") as file:
+        _check_footer(path, zlib.crc32(_footer(file)), entry.get("departures") or {})
         schema = pq.read_schema(file)
         said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     version = said.get("version", "")
@@ -236,6 +245,22 @@ def _open(path: Path) -> UnitFile:
     if not schema.equals(_schema(len(attributes["members"]))):
         raise ContractError(f"{path}: its columns are not those of {FORMAT}, {', '.join([*COLUMNS, MEMBERS])}")
     return UnitFile(path, attributes)
+
+
+def _check_footer(path: Path, crc32: int, told: dict[str, Any]) -> None:
+    """Earlier programs have told the ledger nothing of it."""
+    if (said := told.get("footer_crc32", crc32)) != crc32:
+        raise ContractError(
+            f"{path}: its metadata are not what was written; their CRC32 is {crc32}, in the ledger {said}"
+        )
+
+
+def _footer(file: BinaryIO) -> bytes:
+    """The metadata, their length and the last word: what no checksum of a page covers."""
+    file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - length, os.SEEK_END)
+    return file.read()
 
 
 def _check_members(files: tuple[UnitFile, ...]) -> None:

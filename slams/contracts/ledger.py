@@ -14,7 +14,7 @@ import zarr
 
 from slams.contracts.envelope import ContractError, check_header, read_json, write_json
 from slams.contracts.product import Layout
-from slams.contracts.storage import is_file, reading, writing
+from slams.contracts.storage import crc32, folder_in, is_file, reading, writing
 
 UNIT, UNIT_VERSION = "slams-ledger", 1
 SEGMENT, SEGMENT_VERSION = "slams-segment", 1
@@ -35,7 +35,7 @@ class Ledger:
         Raises:
             ContractError: an entry of another format, or damaged.
         """
-        return _read(self.path / "ledger" / f"{unit}.json", UNIT, UNIT_VERSION)
+        return read_unit(self.path, unit)
 
     def closed(self, unit: str) -> dict[str, Any]:
         """The entry of a unit.
@@ -57,7 +57,7 @@ class Ledger:
         told = {"format": UNIT, "version": UNIT_VERSION, "unit": unit}
         told |= {"written": datetime.now(UTC).isoformat(timespec="seconds"), "versions": VERSIONS}
         with writing(self.path):
-            write_json(self.path / "ledger" / f"{unit}.json", told | entry)
+            write_json(folder_in(self.path, "ledger") / f"{unit}.json", told | entry)
 
     def where(self, unit: str, days: list[str]) -> np.ndarray:
         """Positions of an entry's days on the time axis.
@@ -72,19 +72,33 @@ class Ledger:
         return np.array([position[day] for day in days])
 
     def compare(self, unit: str, entry: dict[str, Any], found: Crc32) -> None:
-        """Refuse a unit whose values, of those checksums, are not those of its entry.
+        """Refuse a unit whose values, of those checksums, or whose departures are not those of its entry.
 
         Raises:
-            ContractError: names the unit and the modality.
+            ContractError: names the unit and the modality or the file.
         """
         written = entry.get("crc32")
-        for name, crc32 in found.items():
+        for name, of_values in found.items():
             said = written.get(name) if isinstance(written, dict) else written
-            if said != crc32:
+            if said != of_values:
                 raise ContractError(
                     f"{self.path}: unit {unit}: values of {name} are not those that were written; their CRC32 is "
-                    f"{crc32}, in the ledger {said}"
+                    f"{of_values}, in the ledger {said}"
                 )
+        self._compare_departures(unit, entry.get("departures") or {})
+
+    def _compare_departures(self, unit: str, told: dict[str, Any]) -> None:
+        """Nothing is told of observations of latents, and no checksum by earlier programs."""
+        if "crc32" not in told:
+            return
+        path = self.path / told["file"]
+        if not is_file(path):
+            raise ContractError(f"{self.path}: unit {unit}: {told['file']} is not there")
+        if (found := crc32(path)) != told["crc32"]:
+            raise ContractError(
+                f"{self.path}: unit {unit}: {told['file']} is not what was written; its CRC32 is {found}, in the "
+                f"ledger {told['crc32']}"
+            )
 
     def segment(self, where: np.ndarray) -> dict[str, Any] | None:
         """The mark of a segment whose mean and spread stand, or None."""
@@ -96,7 +110,7 @@ class Ledger:
         entry = {"format": SEGMENT, "version": SEGMENT_VERSION, "crc32": crc32}
         entry["days"] = [str(day) for day in self.layout.time[where]]
         with writing(self.path):
-            write_json(self.path / "segments" / f"{self.layout.segment_name(where)}.json", entry)
+            write_json(folder_in(self.path, "segments") / f"{self.layout.segment_name(where)}.json", entry)
 
     def fingerprint(self, where: np.ndarray) -> str:
         """Checksum of what stands at some positions of a complete product, by what was written there."""
@@ -106,6 +120,15 @@ class Ledger:
             told[self.layout.segment_name(segment)] = (self.segment(segment) or {}).get("crc32")
             told |= {unit: self.closed(unit)["crc32"] for unit in self.layout.unit_names(segment)}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def read_unit(product: Path, unit: str) -> dict[str, Any] | None:
+    """The entry of a unit in the ledger of a product, or None.
+
+    Raises:
+        ContractError: an entry of another format, or damaged.
+    """
+    return _read(product / "ledger" / f"{unit}.json", UNIT, UNIT_VERSION)
 
 
 def _read(path: Path, kind: str, version: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,23 @@ def sizes(folder: Path) -> dict[str, int]:
     with reading(folder):
         system, inside = url_to_fs(str(folder))
         return {Path(f["name"]).name: f["size"] for f in system.ls(inside, detail=True) if f["type"] == "file"}
+
+
+def folder_in(product: Path, name: str) -> Path:
+    """A folder of a product, made where it is missing; never the product itself, which may have been removed."""
+    folder = product / name
+    if isinstance(folder, Path):
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+def crc32(path: Path) -> int:
+    """CRC32 of a file, read in blocks."""
+    found = 0
+    with reading(path), path.open("rb") as file:
+        while block := file.read(2**20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def is_file(path: Path) -> bool:
