@@ -25,6 +25,7 @@ from sample.progress import progress
 from sample.run import Run
 from slams.contracts.analysis import Analysis, create, open_analysis, stands
 from slams.contracts.envelope import is_finished, provenance
+from slams.contracts.presence import Presence, present
 from slams.contracts.product import checksum, stored
 
 
@@ -63,7 +64,7 @@ def run(config: SampleConfig) -> int:
         Exit status: 0, or `AGAIN` where the time limit or a scheduler's signal came first.
 
     Raises:
-        ContractError, ValueError: see `Run`.
+        ContractError, ValueError: see `Run`; or the product was removed meanwhile.
     """
     made = Run(config)
     work = made.units()
@@ -73,24 +74,27 @@ def run(config: SampleConfig) -> int:
     todo = [unit for unit in mine if product.finished(unit.name) is None]
     clock = Clock(config.time_limit_minutes, made.seconds(todo[0]) if config.time_limit_minutes and todo else 0.0)
     segments = by_segment(work)
-    with leaving_on_signals():
+    with present(product.path) as here, leaving_on_signals():
         try:
             for unit in progress(todo, f"sample {config.product.name}"):
                 if not clock.allows():
                     return AGAIN
-                _draw_and_write(made, product, unit)
+                _draw_and_write(made, product, unit, here)
                 _finish_segment(product, segments[unit.days[0]])
             _finish(product, segments)
+            if product.is_complete:
+                here.sweep()
         except Leave:
             return AGAIN
     _report_missing(product, mine)
     return 0
 
 
-def _draw_and_write(made: Run, product: Analysis, unit: Unit) -> None:
+def _draw_and_write(made: Run, product: Analysis, unit: Unit, here: Presence) -> None:
     began = time.perf_counter()
     first_guess = made.first_guess_of(unit.all_days)
     drawn = made.analyse(unit, first_guess)
+    here.check()  # as late as can be
     where = np.searchsorted(product.time, unit.days)
     crc32 = product.write(unit.members, where, drawn.x_MLCHW)
     departures = write_departures(

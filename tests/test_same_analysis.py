@@ -6,6 +6,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import zlib
 
@@ -13,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from chain import finish, start
+from chain import ROOT, finish, start
+from test_analysis import files
 
 from sample import assimilate as job
 from sample.__main__ import main as assimilate
 from sample.assimilator import Assimilator
 from sample.leave import Clock
-from slams.contracts.analysis import open_analysis
+from sample.run import Run
+from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import open_departures
 from slams.rng import normal
 
@@ -171,6 +175,7 @@ def test_twenty_kills_leave_no_trace(chain, whole):
             shutil.rmtree(product)
     finish(start(command))
     assert_same(product, whole)
+    assert not list(product.rglob("*.partial"))
 
 
 def diverging(monkeypatch, wrong):
@@ -271,6 +276,151 @@ def test_the_ledger_knows_the_background_that_each_unit_was_given(chain, ten_day
         fields = [state[name].values.astype("<f4").reshape(-1, *state.olr.shape) for name in NAMES]
         assert entry["background_crc32"] == zlib.crc32(np.concatenate(fields).tobytes())
     assert "background_crc32" not in json.loads(next(whole.glob("ledger/*.json")).read_text())
+
+
+def test_damaged_departures_are_refused_by_the_name_of_their_unit_and_drawn_anew(chain, ten_days, whole, capsys):
+    """As damaged fields are: by the end of the run, and anew once the ledger does not tell of the unit any more."""
+    product = ten_days("bitten", "members_per_unit=3")
+    command = chain.sample(*TEN_DAYS, "members_per_unit=3", run="bitten")[1:]
+    (product / "complete.json").unlink()
+    file = sorted(product.glob("departures/*.parquet"))[1]
+    content = file.read_bytes()
+    file.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    for damage, sentence in ((lambda: None, "is not what was written; its CRC32 is"), (file.unlink, "is not there")):
+        damage()
+        capsys.readouterr()
+        assert assimilate(command) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"sample: {product}: unit {file.stem}: departures/{file.name} {sentence}")
+    (product / "ledger" / f"{file.stem}.json").unlink()
+    assert_same(ten_days("bitten", "members_per_unit=3"), whole)
+
+
+def leftovers(product):
+    """What kill -9 leaves within the writing of a field, of departures and of the ledger."""
+    unit = next(product.glob("ledger/*.json")).stem
+    found = [product / "olr/c/0/0/0/0.0a1b.partial", product / f"ledger/{unit}.json.0a1b.partial"]
+    (folder := product / f"departures/{unit}.parquet.0a1b.partial").mkdir()
+    for file in (*found, folder / f"{unit}.parquet"):
+        file.write_text("half")
+    return [*found, folder]
+
+
+@pytest.mark.parametrize("end", ["goes on", "is killed"])
+def test_what_killed_processes_left_is_removed_once_nobody_else_writes(chain, whole, end):
+    """A process that stands still in the middle, as long as it lives, may be writing any of it."""
+    command = chain.sample(*TEN_DAYS, "members_per_unit=1", run=f"left-{end[:2]}")
+    product = chain.folder / f"left-{end[:2]}" / "analysis.zarr"
+    process, until = start(command), time.monotonic() + 120
+    while not list(product.glob("ledger/*.json")):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
+    left = leftovers(product)
+    assert assimilate(command[1:]) == 0 and (product / "complete.json").exists()
+    assert all(path.exists() for path in left)
+    if end == "goes on":
+        process.send_signal(signal.SIGCONT)
+        finish(process)
+    else:
+        process.kill()
+        process.communicate()
+        assert assimilate(command[1:]) == 0
+    assert not list(product.rglob("*.partial")) and not [path for path in left if path.exists()]
+    assert_same(product, whole)
+
+
+def before(function, act):
+    """The same function, but for what is done before its second call."""
+    calls = []
+
+    def acting(*given, **more):
+        calls.append(None)
+        if len(calls) == 2:
+            act()
+        return function(*given, **more)
+
+    return acting
+
+
+MOMENTS = {
+    "draw": (Run, "analyse"),
+    "fields": (Analysis, "write"),
+    "departures": (job, "write_departures"),
+    "ledger": (Analysis, "close_unit"),
+    "mean": (Analysis, "finish_segment"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_product_that_is_removed_meanwhile_is_one_sentence_and_leaves_nothing(chain, capsys, monkeypatch, moment):
+    product, command = chain.folder / f"gone-{moment}" / "analysis.zarr", chain.sample(*TEN_DAYS, run=f"gone-{moment}")
+    owner, name = MOMENTS[moment]
+    monkeypatch.setattr(owner, name, before(getattr(owner, name), lambda: shutil.rmtree(product)))
+    assert assimilate(command[1:]) == 2
+    said = capsys.readouterr().err
+    assert said == f"sample: {product}: was removed while it was drawn; the same command begins it again\n"
+    assert not list(product.parent.iterdir())
+
+
+def test_a_product_that_is_removed_at_the_end_is_not_said_to_be_drawn(chain, capsys, monkeypatch):
+    product = chain.folder / "gone-end" / "analysis.zarr"
+    monkeypatch.setattr(Analysis, "finish", lambda self: shutil.rmtree(product))
+    assert assimilate(chain.sample(*TEN_DAYS, run="gone-end")[1:]) == 2
+    assert "was removed while it was drawn" in capsys.readouterr().err and not product.exists()
+
+
+def test_nothing_is_written_into_a_product_that_was_begun_in_the_place_of_a_removed_one(
+    chain, whole, capsys, monkeypatch
+):
+    product = chain.folder / "other" / "analysis.zarr"
+
+    def replaced():
+        shutil.rmtree(product)
+        shutil.copytree(whole, product)
+
+    monkeypatch.setattr(Run, "analyse", before(Run.analyse, replaced))
+    assert assimilate(chain.sample(*TEN_DAYS, "seed=1", run="other")[1:]) == 2
+    assert "was removed while it was drawn" in capsys.readouterr().err
+    assert files(product) == files(whole)
+
+
+READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+
+
+def start_read_only(folder, command):
+    """In a namespace of its own, where a folder cannot be written, not even by root."""
+    words = ["unshare", "--mount", "bash", "-c", READ_ONLY, str(folder), sys.executable, "-m", *command]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_disk_that_becomes_read_only_is_one_sentence_and_nothing_is_lost(chain, whole, ten_days, monkeypatch):
+    """A product that is begun, one that is not yet, and one that is finished and needs no disk to write to."""
+    folder, command = chain.folder / "frozen", chain.sample(*TEN_DAYS, "members_per_unit=3", run="frozen")
+    folder.mkdir(exist_ok=True)
+    trial = start_read_only(folder, ["timeit", "-n1", "-r1", f"import pathlib; pathlib.Path('{folder}/a').touch()"])
+    if "Read-only file system" not in (refused := trial.communicate(timeout=60)[1]):
+        pytest.skip(f"no mounts of one's own here: {refused}")
+    assert_refused(folder, command)
+    assert not list(folder.iterdir())
+    monkeypatch.setattr("sample.leave.Clock.allows", lambda self: len(list(folder.glob("*/ledger/*.json"))) < 2)
+    assert assimilate(command[1:]) == 75
+    monkeypatch.undo()
+    before = files(folder)
+    assert_refused(folder, command)
+    assert files(folder) == before
+    product = ten_days("frozen", "members_per_unit=3")
+    assert_same(product, whole)
+    before = files(folder)
+    finish(start_read_only(folder, command))
+    assert files(folder) == before
+
+
+def assert_refused(folder, command):
+    process = start_read_only(folder, command)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and said.count("\n") == 1, said
+    assert said.startswith(f"sample: {folder}/analysis.zarr: cannot be written (") and "Read-only file system" in said
 
 
 def test_another_way_of_rounding_does_not_go_on_with_a_product(chain, whole, capsys):
