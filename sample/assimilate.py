@@ -43,7 +43,7 @@ def plan(config: SampleConfig) -> list[str]:
         is_finished(begun.path, begun.attributes["config"], made.made_by)  # or refused
     done = sum(begun.finished(unit.name) is not None for unit in work) if begun else 0
     n_days, n_members = len(work[0].all_days), len(work[0].members)
-    held = made.held_bytes(n_days, n_members) / 2**30
+    held = made.method.held_bytes(n_days, n_members) / 2**30
     fields = 8 * n_members * n_days * made.spec.n_channels * math.prod(made.spec.grid.shape) / 2**30
     seconds = made.seconds(work[0])
     left = timedelta(seconds=round(seconds * (len(work) - done)))
@@ -51,7 +51,7 @@ def plan(config: SampleConfig) -> list[str]:
         f"product {config.product}: {len(segments(config.period))} segments of {n_days} days, halo included, "
         f"{config.members} members; prior: {made.prior}",
         f"units {len(work)} of {n_members} members, finished {done}",
-        f"network evaluations: {evaluations(config)} a member and window",
+        *([f"network evaluations: {evaluations(config)} a member and window"] if config.method == "score" else []),
         f"memory: {held:.2f} GiB while drawing, and {fields:.2f} GiB of fields",
         f"time: {seconds:.1f} s a unit, from a trial of a few steps; {left} for what is left, on one process",
     ]

@@ -10,14 +10,17 @@ A member that diverges is drawn again with other noise, at most twice.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sample.config import SampleConfig
+from sample.drawn import DivergedMemberError, Drawn, diverged, refuse_diverged
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
@@ -35,7 +38,6 @@ from slams.windows import saved_bytes, windowed
 
 REDRAWS = 2
 PLACES = 4  # members drawn at once on a CPU: nearly as fast as more
-LARGEST_DEPARTURE = 20  # standard deviations of the state; the sample world's train years reach 12
 DECODER_GRAPHS = 3  # forward, its derivative, and the derivative of that: what an observation operator keeps
 
 
@@ -62,6 +64,22 @@ class Assimilator:
     @property
     def statistics(self) -> Statistics:
         return self.score.statistics()
+
+    @property
+    def frames(self) -> int:
+        """Days of a window of the network."""
+        return self.model.frames
+
+    @property
+    def prior(self) -> str:
+        return "climatological"
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Of the bundles."""
+        return {"score_sha256": self.score.checksum} | (
+            {"autoencoder_sha256": self.bundle.checksum} if self.bundle else {}
+        )
 
     @property
     def shape_ZHW(self) -> tuple[int, ...]:
@@ -95,6 +113,19 @@ class Assimilator:
         parts = [self._group(seen, days, group, z_b) for group in self._groups(members, len(days))]
         reasons = {member: reason for part in parts for member, reason in part.diverged.items()}
         return Drawn(np.concatenate([part.x_MLCHW for part in parts]), reasons)
+
+    def seconds(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None) -> float:
+        """What drawing those takes, from trials of one and of two steps."""
+
+        def trial(steps: int) -> float:
+            of = copy(self)
+            of.config = replace(self.config, sampler=replace(self.config.sampler, steps=steps))
+            began = time.perf_counter()
+            of.draw(seen, days, members, z_b)
+            return time.perf_counter() - began
+
+        _, one, two = (trial(n) for n in (1, 1, 2))  # the first also pays for what is done once
+        return one + (self.config.sampler.steps - 1) * max(two - one, 0.0)
 
     def _groups(self, members: np.ndarray, n_days: int) -> list[np.ndarray]:
         """Members that are drawn together; on a CPU those of the same multiple of `PLACES`."""
@@ -156,7 +187,7 @@ class Assimilator:
             try:
                 z = sample(denoise, self.config.sampler, self.sde, self._noise(days, members, attempts))
             except DivergenceError as error:
-                raise _diverged(members[error.member], days[error.frame], error) from None
+                raise diverged(members[error.member], days[error.frame], error) from None
             x = decoder(z).float() if self.network is not None else z
         refuse_diverged(members, days, x[:, :, self.spec.channels(self.spec.names[0])])
         return self._admissible(physical(x).cpu().numpy())
@@ -229,47 +260,6 @@ class Assimilator:
         if self._trajectory_bytes(n_days) <= self._budget:
             return 0
         return max(1, self._budget // 2 // self._bytes[what])
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Members and what went wrong with them.
-
-    Arguments:
-        x_MLCHW: physical units; NaN in a member that diverged at every attempt.
-        diverged: member -> why, once for each attempt that diverged.
-    """
-
-    x_MLCHW: np.ndarray
-    diverged: dict[int, list[str]]
-
-
-class DivergedMemberError(FloatingPointError):
-    """A member has left the world."""
-
-    def __init__(self, member: int, message: str) -> None:
-        super().__init__(message)
-        self.member = member
-
-
-def refuse_diverged(members: np.ndarray, days: np.ndarray, state_MLCHW: Tensor) -> None:
-    """Refuse members whose standardised state has left the world.
-
-    Raises:
-        DivergedMemberError: naming the member, its day and how far it went.
-    """
-    farthest_ML = state_MLCHW.abs().amax(dim=(2, 3, 4)).cpu().numpy()
-    wrong = ~(farthest_ML < LARGEST_DEPARTURE)  # also where it is not a number
-    if wrong.any():
-        member, frame = np.argwhere(wrong)[0]
-        far = f"{farthest_ML[member, frame]:.3g} std from the climatology, {LARGEST_DEPARTURE} at most"
-        raise _diverged(members[member], days[frame], far)
-
-
-def _diverged(member: int, day: np.datetime64, how: object) -> DivergedMemberError:
-    where = f"at step {how.step}: {how.departure:.3g} std" if isinstance(how, DivergenceError) else how
-    message = f"member {member} diverged on {day}, {where}; take more sampler.steps or a larger sampler.start_alpha"
-    return DivergedMemberError(int(member), message)
 
 
 def _autoencoder(config: SampleConfig, score: Bundle) -> Bundle | None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Literal
 
 from slams.contracts.storage import place
 from slams.posterior import GuidanceConfig, SamplerConfig
@@ -52,6 +53,42 @@ def _is_day(text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class EnoiConfig:
+    """Ensemble optimal interpolation; of several widths and inflations the best on validation dates is taken.
+
+    Arguments:
+        half_width_km: of the localisation, to be tried.
+        inflation: of the anomalies' variance, to be tried.
+        half_width_days: of the localisation in time; infinite = none.
+        season_days: anomalies are of days of the year so near the analysed one's.
+        half_window_days: days before and after the analysed one whose observations are used.
+        validation: observations of the archive's validation years, made as those that are assimilated; needed where
+            there is a choice.
+        tuning_dates: of those years.
+    """
+
+    half_width_km: list[float] = field(default_factory=lambda: [6000.0, 10_000.0])
+    inflation: list[float] = field(default_factory=lambda: [0.7, 1.0])
+    half_width_days: float = math.inf
+    season_days: int = 60
+    half_window_days: int = 2
+    validation: str = ""
+    tuning_dates: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("half_width_km", "inflation"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: [] is not allowed; at least one number")
+        for name, least in (("half_window_days", 0), ("tuning_dates", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
+
+    @property
+    def n_choices(self) -> int:
+        return len(self.half_width_km) * len(self.inflation)
+
+
+@dataclass(frozen=True)
 class VerifyConfig:
     """How a run is verified.
 
@@ -77,10 +114,12 @@ class SampleConfig:
 
     Arguments:
         folder: run folder, or the URL of one; the product is ``analysis.zarr`` in it.
+        method: ``score``, drawn by the score network; or ``enoi``, ensemble optimal interpolation with anomalies of the
+            archive's train years, the rival that a generative analysis has to beat.
         score: bundle of the score network.
         autoencoder: bundle of the autoencoder whose latents it learned; empty for a score network of states.
         observations: observation set.
-        archive: the truth, for verification only.
+        archive: the truth, for verification only, and the anomalies of the method ``enoi``.
         members: M.
         seed: of the ensemble.
         without: modalities withheld from the assimilation; the product is then ``analysis-without-NAME.zarr`` and
@@ -100,10 +139,11 @@ class SampleConfig:
     """
 
     folder: str
-    score: str
     observations: str
     archive: str
     period: PeriodConfig
+    method: Literal["score", "enoi"] = "score"
+    score: str = ""
     autoencoder: str = ""
     members: int = 8
     seed: int = 0
@@ -117,6 +157,7 @@ class SampleConfig:
     keepbits: int = 0
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    enoi: EnoiConfig = field(default_factory=EnoiConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
 
     def __post_init__(self) -> None:
@@ -130,8 +171,20 @@ class SampleConfig:
         for name, factor in self.error_inflation.items():
             if not 0 < factor < math.inf:
                 raise ValueError(f"error_inflation.{name}: {factor} is not allowed; a number above 0")
+        self._check_method()
         if len(set(self.without)) != len(self.without):
             raise ValueError(f"without: {self.without} names a modality twice")
+
+    def _check_method(self) -> None:
+        if self.method == "score" and not self.score:
+            raise ValueError("score: is empty; the bundle of a score network is needed")
+        if self.method == "enoi" and self.enoi.n_choices > 1 and not self.enoi.validation:
+            raise ValueError("enoi.validation: is empty, but half_width_km or inflation leave a choice to be made")
+        if self.method == "enoi" and self.period.halo_days < self.enoi.half_window_days:
+            raise ValueError(
+                f"period.halo_days: {self.period.halo_days} is less than enoi.half_window_days, "
+                f"{self.enoi.half_window_days}"
+            )
 
     @property
     def product(self) -> Path:

@@ -12,7 +12,7 @@ the decoder cannot represent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from sample.plan import Unit
 from slams.contracts.departures import FOLDER, SUFFIX, departures_file
 from slams.contracts.observations import Gridded, Observations, Observed, Stations
-from slams.contracts.stations import COLUMNS as REPORTED
 from slams.interpolate import usable
 from slams.observe import Interpolation, observe
 from slams.spec import StateSpec
@@ -179,15 +178,9 @@ def _at_stations(seen: Stations, spec: StateSpec) -> Listed:
 def _on_day(seen: Sequence[Observed], frame: int) -> Iterator[Observed]:
     """What was observed on one of the days; nothing of a modality that was not."""
     for found in seen:
-        if isinstance(found, Stations):
-            on = found.frame == frame
-            columns = {name: getattr(found, name)[on] for name in REPORTED if name not in ("time", "variable")}
-            found = replace(found, days=found.days[[frame]], frame=np.zeros(on.sum(), int), **columns)
-        else:
-            parts = {name: getattr(found, name)[[frame]] for name in ("value", "error_std", "mask")}
-            found = replace(found, **parts)
-        if found.used.any():
-            yield found
+        on_day = found.during(slice(frame, frame + 1))
+        if on_day.used.any():
+            yield on_day
 
 
 class Tally:

@@ -23,6 +23,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
+from slams.contracts.archive import Archive
 from slams.contracts.observations import Gridded
 from slams.localisation import mesh_points
 from slams.observe import observe
@@ -37,6 +38,16 @@ def climatology(statistics: Statistics, time: np.ndarray) -> np.ndarray:
     the mean and nearer to the median: better in absolute error, worse in squared error.
     """
     return statistics.climatology(time)
+
+
+def climatology_of(archive: Archive) -> Statistics:
+    """An archive's own, or, where it was standardised by single numbers, one fitted to its train years."""
+    statistics = archive.statistics()
+    if statistics.harmonics.shape[-2:] == archive.spec.grid.shape:
+        return statistics
+    blocks = archive.blocks(archive.days("train"))
+    fitted = fit_climatology((archive.time[block], archive.read(block)) for block in blocks)
+    return Statistics(fitted.harmonics, fitted.std, fitted.log1p, statistics.observed, statistics.static)
 
 
 def fit_climatology(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Statistics:

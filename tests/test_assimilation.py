@@ -243,7 +243,7 @@ def test_little_memory_changes_nothing_but_the_time(sample, mixed, background, m
     monkeypatch.setattr(windows, "checkpoint", chunked)
     words = ("period.last_day=2003-01-12", "period.segment_days=3", "period.every_days=0", f"observations={mixed}")
     words += (f"background={background}",)  # which the first window alone is told, in whatever chunk it comes
-    one = Run(load(SampleConfig, sample.words()[0], sample.words(*words)[1:]))._trajectory_bytes(7)
+    one = Run(load(SampleConfig, sample.words()[0], sample.words(*words)[1:])).method._trajectory_bytes(7)
     products = {}
     for name, budget in (("all", 100 * one), ("one", 1.5 * one), ("part", 0.001 * one)):
         batches.append([])

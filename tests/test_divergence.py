@@ -8,7 +8,7 @@ import torch
 from gaussian import COVARIANCE as PRIOR
 from gaussian import N, Problem, from_pure_noise, keyed_noise, sparse
 
-from sample.assimilator import LARGEST_DEPARTURE, refuse_diverged
+from sample.drawn import LARGEST_DEPARTURE, refuse_diverged
 from slams.posterior import GuidanceConfig, SamplerConfig
 from slams.samplers import LARGEST_STATE, DivergenceError, sample
 from slams.sde import CosineSDE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -102,6 +102,10 @@ class Gridded:
     def used(self) -> np.ndarray:
         """The mask, by the name that stations have for theirs."""
         return self.mask
+
+    def during(self, frames: slice) -> Gridded:
+        """Of consecutive ones among its days."""
+        return replace(self, **{part: getattr(self, part)[frames] for part in PARTS})
 
     @property
     def content(self) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ class Stations:
     def used(self) -> np.ndarray:
         """Values that passed their quality control."""
         return (self.qc == 0) & np.isfinite(self.value)
+
+    def during(self, frames: slice) -> Stations:
+        """Of consecutive ones among its days."""
+        first, stop, _ = frames.indices(len(self.days))
+        on = (self.frame >= first) & (self.frame < stop)
+        columns = {name: getattr(self, name)[on] for name in COLUMNS if name not in ("time", "variable")}
+        return replace(self, days=self.days[frames], frame=self.frame[on] - first, **columns)
 
     @property
     def time(self) -> np.ndarray:
