@@ -211,7 +211,8 @@ def half_width_km(field_HW: np.ndarray, latitude: float, longitude: float, grid:
     near = distance < FIT_KM
     value, weight = field_HW[near], grid.area_weights[near]
     shapes = np.exp(-np.log(2) * (distance[near] / WIDTHS_KM[:, None]) ** 2)
-    fitted = (shapes @ (weight * value)) ** 2 / (shapes**2 @ weight)  # of the sum of squares, by the best a
+    most = np.maximum(shapes**2 @ weight, np.finfo(float).tiny)  # 0 where a bell falls between all cells
+    fitted = (shapes @ (weight * value)) ** 2 / most  # of the sum of squares, by the best a
     return float(WIDTHS_KM[fitted.argmax()])
 
 
