@@ -28,6 +28,7 @@ from slams.statistics import Statistics
 
 Reconstruction = tuple[Bundle, Autoencoder | PaperAutoencoder]
 Interpolation = Callable[[Gridded, Grid, np.ndarray], np.ndarray]
+SEASONS = np.array(["2001-01-15", "2001-04-15", "2001-07-15", "2001-10-15"], "datetime64[D]")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,11 @@ class Case:
         return x_CHW
 
     def systems(self, where: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Each system's members of a date, x_MCHW; NaN in modalities it does not know."""
+        """Each system's members of a date, x_MCHW; NaN in modalities it does not know, and where one was not drawn."""
         day = self.time[where : where + 1]
         for name, product in self.products.items():
-            members = product.read(where)
-            yield name, members[drawn(members)]
-        known = _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
+            yield name, product.read(where)
+        known = self._known(day)
         if seen := self.observed(day):
             on_grid = {name: self._on_grid(parts[0]) for name, parts in seen.items()}
             yield "anomaly_interpolation", self._each(known, on_grid, baselines.anomaly_interpolation)
@@ -91,6 +91,24 @@ class Case:
             yield "persistence", baselines.persistence(self.first_guess.read(self.before[day[0]]), 1)
         yield "climatology", known
         yield "autoencoder", self._reconstructed(day)
+
+    def guess(self, where: int) -> np.ndarray:
+        """What was known of a date before it was observed, x_CHW: the background, or the climatology."""
+        day = self.time[where : where + 1]
+        return self._known(day)[0] if self.first_guess is None else self.first_guess.read(self.before[day[0]])
+
+    def _known(self, day: np.ndarray) -> np.ndarray:
+        return _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
+
+    @property
+    def scale(self) -> tuple[np.ndarray, np.ndarray]:
+        """Centre and standard deviation of each channel over the globe and the year, (C,): of the archive alone."""
+        fields = _select(baselines.climatology(self.climatology, SEASONS), self.archive.spec, self.spec)
+        std_C = np.full(self.spec.n_channels, np.nan)
+        for name in set(self.spec.names) & set(self.archive.spec.names):
+            part = self.archive.spec.channels(name)
+            std_C[self.spec.channels(name)] = self.archive.attributes["global_std"][part]
+        return fields.mean(axis=(0, 2, 3), dtype=np.float64), std_C
 
     def observed(self, day: np.ndarray) -> dict[str, list[Observed]]:
         """What was observed of the products' modalities, on grids before at stations; nothing of latents."""

@@ -97,15 +97,18 @@ class VerifyConfig:
         folder: where scores and pictures go; empty = ``verify`` in the run's folder, unless that is a URL.
         observations: an observation set that was never assimilated, against which the members are verified as well;
             empty = none.
+        processes: among which the dates are shared; the scores are the same, bit for bit, for any number.
     """
 
     bootstrap: int = 1000
     folder: str = ""
     observations: str = ""
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        if self.bootstrap < 1:
-            raise ValueError(f"bootstrap: {self.bootstrap} is not allowed; at least 1")
+        for name in ("bootstrap", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ Systems, each given the same observations and the same dates:
   autoencoder the truth itself, with error 0.
 
 Scores are `slams.metrics` over all cells and dates; their 95 % intervals come from a bootstrap over blocks of at
-most five consecutive days, the same resamples for every system, so that differences are paired. One date is in
-memory at a time.
+most five consecutive days, the same resamples for every system, so that differences are paired (`slams.uncertainty`).
+The sums of each date are kept (`sample.sums`), made by one or several processes (`sample.tally`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -30,23 +29,42 @@ from sample import report
 from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
+from sample.sums import SCORES, Pair, Sums
+from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
 from slams.contracts.envelope import ContractError, provenance, write_json
-from slams.metrics import EnsembleRMSE, FairCRPS, RankHistogram, SpreadSkill, date_blocks, resampled_dates
+from slams.metrics import RankHistogram, ZonalSpectrum
 from slams.rng import generator
-from slams.spec import Modality, StateSpec
+from slams.spec import Modality
+from slams.uncertainty import LEVEL, Bootstrap, Estimate
 
-LEVEL = 0.95
 TABLE_LEVELS_HPA = (50, 500, 850)
 LOG_WIDTH = 120
+OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
+DIMENSIONLESS = ("spread_skill", "w1", "unstable", "day_change")
+Estimates = dict[str, dict[str, Estimate]]
 
 
 def verify(config: SampleConfig) -> dict[str, Any]:
-    """Score every product of a run; write ``verify/`` (scores.json, scores.csv, report.html, figures) into its folder.
+    """Score every product of a run; write ``verify/`` into its folder.
+
+    There: scores.json, scores.csv, sums.npz (`sample.sums`), report.html, figures.
 
     Returns:
-        What scores.json holds: ``systems`` {system: {score: {hPa or "mean": number}}} for the state, and beside it
-        ``other_modalities``, ``confidence``, ``withholding``, ``dates``, ``members``, ``units``, ``provenance``.
+        What scores.json holds. Of the state, LEVEL being hPa as text or "mean" over the levels:
+
+        * ``systems``      {system: {score: {LEVEL: number}}}, scores that a system has not left out,
+        * ``intervals``    {system: {score: {LEVEL: [low, high]}}}, none from a single block of dates,
+        * ``differences``  {system: {score: {LEVEL: {"value", "interval", "significant"}}}}, analysis minus that system,
+        * ``spectra``      {LEVEL: {"wavenumber", "members", "mean", "truth", "increment": [...]}}, no mean; the
+                           increment is the mean minus the background, or minus the climatology without one,
+        * ``ranks``        {LEVEL: [share of each rank]} of the analysis, no mean,
+        * ``truth``        {"unstable": {LEVEL: number}}.
+
+        ``unstable`` is told of layers, each by the level at its bottom. ``other_modalities`` {name: {``units``,
+        ``systems``, ``intervals``, ``differences``}}; beside these ``confidence`` (the means alone), ``withholding``,
+        ``variable``, ``units``, ``levels_hpa``, ``members``, ``ensemble_size``, ``dates``, ``has_autoencoder``,
+        ``provenance``.
 
     Raises:
         ContractError: a product is missing, unfinished or has holes, or products, truth and observations do not
@@ -54,21 +72,14 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     """
     folder = _folder(config)
     case = open_case(config)
-    tallies: dict[str, Tally] = {}
-    ranks = RankHistogram(case.spec.n_channels, case.spec.grid.area_weights, most := int(case.analysis.n_drawn.max()))
-    for where in range(len(case.time)):
-        truth = torch.from_numpy(case.truth(where))
-        for system, members in case.systems(where):
-            x = torch.from_numpy(members)
-            tallies.setdefault(system, Tally(case.spec)).add(x, truth)
-            if system == "analysis" and len(x) == most:  # ranks among fewer are others
-                ranks.update(x, truth)
-    scores = _scores(case, tallies, config)
+    found = tallied(case, config.verify.processes)
+    scores = _scores(case, found, config)
     folder.mkdir(parents=True, exist_ok=True)
+    found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)
-    typical = int(np.argsort(tallies["analysis"].daily_rmse(case.state))[len(case.time) // 2])
-    ranks_CR = ranks.compute().numpy().reshape(case.spec.n_channels, -1)[case.spec.channels(case.state.name)]
-    page = report.write(folder, scores, case.example(typical), ranks_CR, config)
+    daily = found.sums.daily("analysis", case.state.name, "rmse").mean(axis=1)
+    typical = int(np.argsort(daily)[len(case.time) // 2])
+    page = report.write(folder, scores, case.example(typical), _ranks(case, found), config)
     write_json(folder / "scores.json", scores)  # last: it stands for the whole folder
     _print(scores, page)
     return scores
@@ -80,106 +91,142 @@ def _folder(config: SampleConfig) -> Path:
     return Path(config.verify.folder or f"{config.folder}/verify")
 
 
-class Tally:
-    """Scores of one system, in total and date by date."""
-
-    def __init__(self, spec: StateSpec) -> None:
-        n, weights = spec.n_channels, spec.grid.area_weights
-        self.spec, self.n_members = spec, 0
-        kinds = {"rmse": EnsembleRMSE, "crps": FairCRPS, "spread_skill": SpreadSkill}
-        self.metrics = {name: kind(n, weights) for name, kind in kinds.items()}
-        self.daily: dict[str, list[np.ndarray]] = {name: [] for name in self.metrics}
-
-    def add(self, x_MCHW: torch.Tensor, truth_CHW: torch.Tensor) -> None:
-        self.n_members = len(x_MCHW)
-        for name, metric in self.metrics.items():
-            # forward adds the date to the total and returns the date's own score
-            self.daily[name].append(metric(x_MCHW, truth_CHW).numpy().reshape(-1))
-
-    def totals(self, modality: Modality) -> dict[str, np.ndarray]:
-        """Each score of a modality, (C,)."""
-        part = self.spec.channels(modality.name)
-        return {name: metric.compute().numpy().reshape(-1)[part] for name, metric in self.metrics.items()}
-
-    def daily_rmse(self, modality: Modality) -> np.ndarray:
-        """RMSE of each date, mean over levels, (D,)."""
-        return np.stack(self.daily["rmse"])[:, self.spec.channels(modality.name)].mean(axis=1)
-
-    def resampled(self, modality: Modality, counts_RD: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean over levels of RMSE and CRPS in each bootstrap sample of the dates, (R,)."""
-        part = self.spec.channels(modality.name)
-        share = counts_RD / counts_RD.sum(axis=1, keepdims=True)
-        rmse_DC, crps_DC = (np.stack(self.daily[score])[:, part] for score in ("rmse", "crps"))
-        return {"rmse": np.sqrt(share @ rmse_DC**2).mean(axis=1), "crps": (share @ crps_DC).mean(axis=1)}
+def _ranks(case: Case, found: Tally) -> np.ndarray:
+    """Shares of the ranks of each level of the state, (C, M + 1)."""
+    return RankHistogram.value(*found.ranks)[case.spec.channels(case.state.name)]
 
 
-def _scores(case: Case, tallies: dict[str, Tally], config: SampleConfig) -> dict[str, Any]:
+def _scores(case: Case, found: Tally, config: SampleConfig) -> dict[str, Any]:
     """The content of scores.json."""
     for name, product in case.products.items():
         for modality in case.spec.modalities:
-            if not np.isfinite(tallies[name].totals(modality)["rmse"]).all() and modality.role == "state":
+            if modality.role == "state" and not np.isfinite(found.sums.whole(name, modality.name, "rmse")).all():
                 raise ContractError(f"{product.path}: {modality.name} has missing or infinite values")
-    others = [m for m in case.spec.modalities if m is not case.state]
-    by_modality = {m.name: {"units": m.units, "systems": _table(tallies, m)} for m in others}
-    confidence = _confidence(case, tallies, config)
-    return {
-        "systems": _table(tallies, case.state),
+    bootstrap = Bootstrap(case.time, config.verify.bootstrap, generator(config.seed, "validation"))
+    state = _estimates(found, case.state, bootstrap)
+    others = [(m, _estimates(found, m, bootstrap)) for m in case.spec.modalities if m is not case.state]
+    confidence = _confidence(state, found, bootstrap)
+    return _tables(state, case.state, found) | {
         "variable": case.state.name,
         "units": case.state.units,
         "levels_hpa": list(case.state.level_hpa),
         "members": case.analysis.n_members,
-        "ensemble_size": {name: tally.n_members for name, tally in tallies.items()},
+        "ensemble_size": found.n_members,
         "dates": [str(day) for day in case.time],
         "confidence": confidence,
         "withholding": _withholding(confidence),
-        "other_modalities": {name: found for name, found in by_modality.items() if found["systems"]},
+        "spectra": _spectra(found.spectra, case.state),
+        "ranks": dict(zip(_names(case.state), _ranks(case, found).tolist(), strict=True)),
+        "truth": _of_truth(found.sums, case.state),
+        "other_modalities": {
+            m.name: {"units": m.units} | _tables(estimates, m, found) for m, estimates in others if estimates
+        },
         "has_autoencoder": case.reconstruction is not None,
         "provenance": _provenance(case, config),
     }
 
 
-def _table(tallies: dict[str, Tally], modality: Modality) -> dict[str, Any]:
-    """{system: {score: {level or "mean": number}}}, systems that do not know the modality left out."""
-    found = {name: tally.totals(modality) for name, tally in tallies.items()}
+def _estimates(found: Tally, modality: Modality, bootstrap: Bootstrap) -> Estimates:
+    """Each score of each system with its resamples; systems that do not know the modality left out."""
+    estimates: Estimates = {}
+    for system, n_members in found.n_members.items():
+        kinds = [score for score in SCORES if (system, modality.name, score) in found.sums.found]
+        if np.isfinite(found.sums.whole(system, modality.name, "rmse")).all():
+            several = [score for score in kinds if score != "spread" or n_members > 1]
+            scored = {score: found.sums.estimate(bootstrap, system, modality.name, score) for score in several}
+            estimates[system] = {score: each for score, each in scored.items() if not np.isnan(each.value).any()}
+    return estimates
+
+
+def _tables(estimates: Estimates, modality: Modality, found: Tally) -> dict[str, Any]:
+    """``systems``, ``intervals`` and ``differences`` of a modality."""
+    several = {name: _sure(scored, found.n_members[name]) for name, scored in estimates.items()}
+    values = {
+        name: {score: _by_level(each.value.tolist(), score, modality) for score, each in scored.items()}
+        for name, scored in estimates.items()
+    }
+    intervals = {
+        name: {score: _intervals(each, score, modality) for score, each in scored.items()}
+        for name, scored in several.items()
+    }
+    differences = {
+        name: {
+            score: _by_level([_difference(each, c) for c in range(len(each.value))], score, modality)
+            for score, each in _minus(several["analysis"], scored).items()
+        }
+        for name, scored in several.items()
+        if name != "analysis"
+    }
+    return {"systems": values, "intervals": intervals, "differences": differences}
+
+
+def _sure(scored: dict[str, Estimate], n_members: int) -> dict[str, Estimate]:
+    """The scores that say something of so many members."""
+    return {score: each for score, each in scored.items() if n_members > 1 or score not in OF_MEMBERS}
+
+
+def _minus(analysis: dict[str, Estimate], other: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The paired differences of the scores that both have."""
+    return {score: each.minus(other[score]) for score, each in analysis.items() if score in other}
+
+
+def _intervals(each: Estimate, score: str, modality: Modality) -> dict[str, Any]:
+    found = _by_level([each.interval(c) for c in range(len(each.value))], score, modality)
+    return {level: list(between) for level, between in found.items() if between is not None}
+
+
+def _difference(each: Estimate, channel: int) -> dict[str, Any]:
+    return _told(each, channel) | {"significant": each.significant(channel)}
+
+
+def _told(each: Estimate, channel: int) -> dict[str, Any]:
+    """{value, interval}; no interval from one block of dates."""
+    between = each.interval(channel)
+    return {"value": float(each.value[channel])} | ({"interval": list(between)} if between else {})
+
+
+def _by_level(values: list[Any], score: str, modality: Modality) -> dict[str, Any]:
+    """Values of each level and, last, of their mean, by name; of layers by the level at the bottom."""
+    levels = sorted(modality.level_hpa)[1:] if score == "unstable" else modality.level_hpa
+    return dict(zip([*map(str, levels), "mean"], values if levels else values[-1:], strict=True))
+
+
+def _names(modality: Modality) -> list[str]:
+    """Names of the levels; a field without levels is its own mean."""
+    return [str(level) for level in modality.level_hpa] or ["mean"]
+
+
+def _confidence(estimates: Estimates, found: Tally, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Intervals of every system's means and of the differences to the analysis; none from a single block."""
+    several = {name: _sure(scored, found.n_members[name]) for name, scored in estimates.items()}
     return {
-        name: {score: _by_level(values, modality) for score, values in totals.items()}
-        for name, totals in found.items()
-        if np.isfinite(totals["rmse"]).all()
+        "level": LEVEL,
+        "resamples": len(bootstrap.counts_RK),
+        "blocks": bootstrap.n_blocks,
+        "systems": {name: {s: _told(each, -1) for s, each in scored.items()} for name, scored in several.items()},
+        "analysis_minus": {
+            name: {s: _difference(each, -1) for s, each in _minus(several["analysis"], scored).items()}
+            for name, scored in several.items()
+            if name != "analysis"
+        },
     }
 
 
-def _by_level(values_C: np.ndarray, modality: Modality) -> dict[str, float]:
-    levels = {str(level): float(v) for level, v in zip(modality.level_hpa, values_C, strict=bool(modality.level_hpa))}
-    return levels | {"mean": float(values_C.mean())}
+def _spectra(spectra: dict[str, Pair], state: Modality) -> dict[str, Any]:
+    """Power by wavenumber of each level."""
+    power = {kind: ZonalSpectrum.value(*pair).tolist() for kind, pair in spectra.items()}
+    return {
+        name: {"wavenumber": list(range(len(power["truth"][c])))} | {kind: found[c] for kind, found in power.items()}
+        for c, name in enumerate(_names(state))
+    }
 
 
-def _confidence(case: Case, tallies: dict[str, Tally], config: SampleConfig) -> dict[str, Any]:
-    """Intervals of every system's means and of the differences to the analysis; none from a single block."""
-    blocks = date_blocks(case.time)
-    n_blocks = int(blocks.max()) + 1
-    whole = np.ones((1, len(case.time)))
-    counts = resampled_dates(blocks, config.verify.bootstrap, generator(config.seed, "validation"))
-    drawn = {name: tally.resampled(case.state, counts) for name, tally in tallies.items()}
-    point = {name: tally.resampled(case.state, whole) for name, tally in tallies.items()}
-    systems: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    for name in tallies:
-        scores = ("rmse", "crps")
-        systems[name] = {s: _interval(point[name][s], drawn[name][s], n_blocks) for s in scores}
-        pairs = {s: (point["analysis"][s] - point[name][s], drawn["analysis"][s] - drawn[name][s]) for s in scores}
-        differences[name] = {s: _interval(*pair, n_blocks) for s, pair in pairs.items()}
-    del differences["analysis"]
-    drawing = {"level": LEVEL, "resamples": config.verify.bootstrap, "blocks": n_blocks}
-    return drawing | {"systems": systems, "analysis_minus": differences}
-
-
-def _interval(point: np.ndarray, drawn_R: np.ndarray, n_blocks: int) -> dict[str, Any]:
-    """{value, interval}; one block cannot tell how much another would differ, so it has no interval."""
-    value = {"value": float(point[0])}
-    if n_blocks < 2:
-        return value
-    low, high = np.quantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return value | {"interval": [float(low), float(high)]}
+def _of_truth(sums: Sums, state: Modality) -> dict[str, Any]:
+    """What to compare the members' share of unstable layers with."""
+    if (TRUTH, state.name, "unstable") not in sums.found:
+        return {}
+    share = sums.whole(TRUTH, state.name, "unstable")
+    return {"unstable": _by_level([*share.tolist(), float(share.mean())], "unstable", state)}
 
 
 def _withholding(confidence: dict[str, Any]) -> dict[str, Any]:
@@ -216,16 +263,18 @@ def _origin(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, scores: dict[str, Any]) -> None:
-    """One row a system, modality, level and score."""
+    """One row a system, modality, level and score; low and high are the ends of the interval, empty without one."""
     tables = {scores["variable"]: scores} | scores["other_modalities"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["system", "variable", "level_hpa", "score", "value", "units"])
+        writer.writerow(["system", "variable", "level_hpa", "score", "value", "units", "low", "high"])
         for variable, table in tables.items():
             for system, found in table["systems"].items():
                 for score, levels in found.items():
-                    units = "1" if score == "spread_skill" else table["units"]
-                    writer.writerows([system, variable, level, score, value, units] for level, value in levels.items())
+                    units = "1" if score in DIMENSIONLESS else table["units"]
+                    between = table["intervals"][system].get(score, {})
+                    for level, value in levels.items():
+                        writer.writerow([system, variable, level, score, value, units, *between.get(level, ("", ""))])
 
 
 def _print(scores: dict[str, Any], page: Path) -> None:

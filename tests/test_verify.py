@@ -93,7 +93,8 @@ def make(folder):
     period = PeriodConfig("2001-01-04", "2001-02-10")
     run, verifying = str(folder / "run"), VerifyConfig(bootstrap=50)
     observations, truths = str(folder / "observations.zarr"), str(folder / "archive.zarr")
-    return SampleConfig(run, "score", observations, truths, period, members=3, verify=verifying)
+    where = {"folder": run, "score": "score", "observations": observations, "archive": truths}
+    return SampleConfig(**where, period=period, members=3, verify=verifying)
 
 
 @pytest.fixture
@@ -187,8 +188,16 @@ def test_the_csv_holds_the_same_numbers(verified):
         rows = list(csv.DictReader(file))
     for row in rows:
         table = scores if row["variable"] == "temperature" else scores["other_modalities"][row["variable"]]
-        assert float(row["value"]) == table["systems"][row["system"]][row["score"]][row["level_hpa"]]
-    assert len(rows) == 7 * 3 * 4 + 2 * 7 * 3
+        where = row["system"], row["score"], row["level_hpa"]
+        assert float(row["value"]) == table["systems"][where[0]][where[1]][where[2]]
+        if row["low"]:
+            between = table["intervals"][where[0]][where[1]][where[2]]
+            assert [float(row["low"]), float(row["high"])] == between
+    ensembles, single = 3, 4
+    # rmse, crps, spread-skill, bias, w1 and day-change of every system, the spread of ensembles; unstable layers
+    of_a_level = ensembles * 7 + single * 6
+    assert len(rows) == of_a_level * (3 + 1) + 7 * (2 + 1) + 2 * of_a_level
+    assert sum(row["low"] == "" for row in rows) == single * (4 + 1 + 1), "what is said of spread, by single members"
 
 
 def test_verifying_again_changes_nothing(config):
