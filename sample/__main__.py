@@ -1,6 +1,7 @@
 """`python -m sample CONFIG [key.path=value ...]` draws the ensemble; `python -m sample verify CONFIG` scores it.
 
-`python -m sample export PRODUCT FOLDER` writes a finished one as NetCDF files.
+`python -m sample export PRODUCT FOLDER` writes a finished one as NetCDF files; `python -m sample study CONFIG` compares
+systems; `python -m sample increment CONFIG` shows what a single observation does.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ from sample.assimilate import plan, run
 from sample.config import SampleConfig
 from slams.config import load, to_yaml
 
+VERIFY = "verify"
+OTHERS = {"export": "sample.export", "study": "sample.study.run", "increment": "sample.increment"}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Draw or verify; returns the exit status: 2 for a user's mistake said in one sentence, 75 to be started again."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    scoring, exporting = given[:1] == ["verify"], given[:1] == ["export"]
-    name = " ".join(["sample", *(given[:1] if scoring or exporting else [])])
+    task = given.pop(0) if given[:1] and given[0] in (VERIFY, *OTHERS) else ""
+    name = f"sample {task}".strip()
     parser = argparse.ArgumentParser(name, description=__doc__)
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and plan, and stop")
     try:
-        if exporting:
-            return import_module("sample.export").main(given[1:])
-        words = parser.parse_args(given[1:] if scoring else given)
+        if task in OTHERS:
+            # Loaded by name: a node that draws needs no plotting library.
+            return import_module(OTHERS[task]).main(given)
+        words = parser.parse_args(given)
         config = load(SampleConfig, words.config, words.overrides)
         if words.dry_run:
             sys.stdout.write(to_yaml(config) + "\n".join(plan(config)) + "\n")
-        elif scoring:
-            # Loaded by name: a node that draws needs no plotting library.
+        elif task == VERIFY:
             import_module("sample.verify").verify(config)
         else:
             return run(config)

@@ -1,0 +1,161 @@
+"""A study: what is prepared, which systems analyse which observations, and what is asked of their scores."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class SettingConfig:
+    """An observing system.
+
+    Arguments:
+        group: settings of one group lie on one curve.
+        value: where on it.
+        label: in words.
+        factor: cells a block or a gap, as the study's question has it; one that does not divide the grid is replaced
+            by the nearest that does, of two the larger, and the tables say so. It fills ``{factor}``.
+        fills: what fills the other ``{...}`` of the systems' `observe`, beside the study's own `fills`.
+    """
+
+    group: str
+    value: float
+    label: str
+    factor: int = 1
+    fills: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """A way to analyse.
+
+    Arguments:
+        label: in words.
+        sample: words of `python -m sample`: a configuration and what is changed in it. ``{validation}`` stands for the
+            setting's observations of the validation years.
+        data: which of the study's `data` it is observed in.
+        observe: words for `python -m data_prep observe`; empty = the study's.
+        settings: it takes part in; empty = all.
+    """
+
+    label: str
+    sample: str
+    data: str
+    observe: str = ""
+    settings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FindingConfig:
+    """A claim that the scores may contradict.
+
+    Arguments:
+        claim: in words.
+        kind: ``better``: the first system has the smaller score in each of the settings; ``crossover``: along the
+            group, the first system is better before and the second after, and the change lies within `between`.
+        systems: the first and the second.
+        settings: of ``better``.
+        group, between: of ``crossover``; between two values of the group.
+        levels_hpa: means over these; empty = over all.
+    """
+
+    claim: str
+    systems: list[str]
+    kind: Literal["better", "crossover"] = "better"
+    settings: list[str] = field(default_factory=list)
+    group: str = ""
+    between: list[float] = field(default_factory=list)
+    levels_hpa: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len(self.systems) != 2:
+            raise ValueError(f"findings.systems: {self.systems} is not allowed; two names")
+        if self.kind == "better" and not self.settings:
+            raise ValueError("findings.settings: [] is not allowed; at least one name")
+        if self.kind == "crossover" and (not self.group or len(self.between) != 2):
+            raise ValueError(f"findings.group, between: {self.group!r}, {self.between}; a group and two of its values")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A study, whole.
+
+    Arguments:
+        folder: where all of it goes.
+        title, question: for its page.
+        data: words of `python -m data_prep STAGE`, by name: a configuration and what is changed in it.
+        prepare: commands that make archives, shards and models, as after `python -m`; each is a stage.
+        observe: words for `python -m data_prep observe`, ``{...}`` filled by the setting.
+        settings, systems: by name.
+        reference: the system that all others are compared with.
+        texts: pieces of text that the file's other entries take by ``${texts.NAME}``.
+        fills: what fills ``{...}`` where the setting does not say.
+        sample: words that are added to every `python -m sample`.
+        baselines: systems of the verification that are shown beside the systems, e.g. ``climatology``.
+        scores: shown, the first one in the scorecard and for the findings.
+        score_every_days: of the analysed dates, every so many-th is scored.
+        published: table of published scores (setting, system, level_hpa, run, value), or none.
+        findings: claims to be held against the scores.
+        only_settings, only_systems: leave the others out; empty = all.
+        quick: what to change in this file for a trial of minutes, as words ``key.path=value``.
+    """
+
+    folder: str
+    title: str
+    question: str
+    data: dict[str, str]
+    settings: dict[str, SettingConfig]
+    systems: dict[str, SystemConfig]
+    reference: str
+    prepare: list[str] = field(default_factory=list)
+    observe: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
+    fills: dict[str, str] = field(default_factory=dict)
+    sample: str = ""
+    baselines: list[str] = field(default_factory=list)
+    scores: list[str] = field(default_factory=lambda: ["crps", "rmse", "spread_skill"])
+    score_every_days: int = 1
+    published: str = ""
+    findings: list[FindingConfig] = field(default_factory=list)
+    only_settings: list[str] = field(default_factory=list)
+    only_systems: list[str] = field(default_factory=list)
+    quick: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in (*self.settings, *self.systems, *self.data):
+            if not NAME.fullmatch(name.lower()):
+                raise ValueError(f"settings, systems, data: {name!r} is no name; letters, digits, '.', '_' and '-'")
+        self._known("reference", [self.reference], self.systems)
+        self._known("only_settings", self.only_settings, self.settings)
+        self._known("only_systems", self.only_systems, self.systems)
+        for name, system in self.systems.items():
+            self._known(f"systems.{name}.data", [system.data], self.data)
+            self._known(f"systems.{name}.settings", system.settings, self.settings)
+        for finding in self.findings:
+            self._known("findings.systems", finding.systems, {**self.systems, **dict.fromkeys(self.baselines)})
+            self._known("findings.settings", finding.settings, self.settings)
+        if self.score_every_days < 1:
+            raise ValueError(f"score_every_days: {self.score_every_days} is not allowed; at least 1")
+        if not self.scores:
+            raise ValueError("scores: [] is not allowed; at least one")
+
+    @staticmethod
+    def _known(where: str, names: list[str], known: dict[str, object]) -> None:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{where}: {name!r} is not among {', '.join(known)}")
+
+    @property
+    def cases(self) -> list[tuple[str, str]]:
+        """Every (setting, system) that takes part, settings first."""
+        return [
+            (setting, system)
+            for setting in self.only_settings or self.settings
+            for system, how in self.systems.items()
+            if (not self.only_systems or system in self.only_systems)
+            and (not how.settings or setting in how.settings)
+        ]

@@ -1,0 +1,123 @@
+"""What a study runs: its configuration as stages."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from sample.config import SampleConfig
+from sample.study.config import StudyConfig
+from sample.study.stages import Stage
+from slams.config import load
+from slams.contracts.archive import open_archive
+
+OBSERVATIONS, CASES = "observations", "cases"
+
+
+def preparations(config: StudyConfig) -> list[Stage]:
+    """What makes archives and models, each on those before it."""
+    found: list[Stage] = []
+    for number, command in enumerate(config.prepare):
+        words = tuple(shlex.split(command))
+        name = f"prepare-{number:02d}-{'-'.join(words[:2] if words[0] == 'data_prep' else words[:1])}"
+        found.append(Stage(name, (words,), tuple(found[-1:])))
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages; settings with the factor that their grid allows.
+
+    Arguments:
+        factors: by setting, what fills ``{factor}``.
+    """
+
+    prepare: list[Stage]
+    observe: list[Stage]
+    cases: dict[tuple[str, str], Stage]
+    factors: dict[str, int]
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [*self.prepare, *self.observe, *self.cases.values()]
+
+
+def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
+    """The stages of a study on a grid of that shape.
+
+    Raises:
+        ValueError: a ``{...}`` that nothing fills.
+    """
+    prepare = preparations(config)
+    factors = {name: nearest_divisor(setting.factor, shape_HW) for name, setting in config.settings.items()}
+    observe: dict[str, Stage] = {}
+    cases: dict[tuple[str, str], Stage] = {}
+    for setting, system in config.cases:
+        how = config.systems[system]
+        paths = {"validation": _observations(config, setting, system, "validation")}
+        splits = ["test", *(["validation"] if "{validation}" in how.sample else [])]
+        for split in splits:
+            stage = _observing(config, setting, system, split, factors[setting], tuple(prepare[-1:]))
+            observe[stage.name] = stage
+        words = shlex.split(_filled(f"systems.{system}.sample", f"{how.sample} {config.sample}", paths))
+        words += [f"folder={case_folder(config, setting, system)}"]
+        words += [f"observations={_observations(config, setting, system, 'test')}"]
+        commands = ("sample", *words), ("sample", "verify", *words)
+        after = tuple(observe[_observing_name(config, setting, system, split)] for split in splits)
+        cases[setting, system] = Stage(f"{setting}/{system}", commands, after)
+    return Plan(prepare, list(observe.values()), cases, factors)
+
+
+def nearest_divisor(factor: int, shape_HW: tuple[int, int]) -> int:
+    """The whole number nearest to a factor, of two the larger, that divides both sides of a grid and leaves more than
+    one row."""
+    rows, columns = shape_HW
+    fitting = [n for n in range(1, rows // 2 + 1) if rows % n == 0 and columns % n == 0]
+    return min(fitting, key=lambda n: (abs(n - factor), -n))
+
+
+def case_folder(config: StudyConfig, setting: str, system: str) -> str:
+    return f"{config.folder}/{CASES}/{setting}/{system}"
+
+
+def _how(config: StudyConfig, system: str) -> str:
+    return config.systems[system].observe or config.observe
+
+
+def _observing_name(config: StudyConfig, setting: str, system: str, split: str) -> str:
+    """Systems of the same data that are observed alike share a set."""
+    how = config.systems[system]
+    alike = [name for name, other in config.systems.items() if (other.data, other.observe) == (how.data, how.observe)]
+    return f"observe-{setting}-{alike[0]}-{split}"
+
+
+def _observations(config: StudyConfig, setting: str, system: str, split: str) -> str:
+    name = _observing_name(config, setting, system, split).removeprefix("observe-")
+    return f"{config.folder}/{OBSERVATIONS}/{name}.zarr"
+
+
+def _observing(
+    config: StudyConfig, setting: str, system: str, split: str, factor: int, after: tuple[Stage, ...]
+) -> Stage:
+    fills = config.fills | config.settings[setting].fills | {"factor": str(factor)}
+    words = shlex.split(_filled(f"systems.{system}.observe", _how(config, system), fills))
+    words += [f"observe.path={_observations(config, setting, system, split)}", f"observe.split={split}"]
+    command = ("data_prep", "observe", *shlex.split(config.data[config.systems[system].data]), *words)
+    return Stage(_observing_name(config, setting, system, split), (command,), after)
+
+
+def _filled(where: str, text: str, fills: dict[str, str]) -> str:
+    try:
+        return text.format_map(fills)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{where}: {text!r}: nothing fills {error}; there are {', '.join(fills)}") from None
+
+
+def grid_shape(config: StudyConfig) -> tuple[int, int]:
+    """Of the archive that the reference's runs are verified against.
+
+    Raises:
+        ContractError, ValueError: that archive is not there, or no word names it.
+    """
+    path, *words = shlex.split(config.systems[config.reference].sample.replace("{validation}", "x"))
+    return open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive).spec.grid.shape

@@ -1,0 +1,167 @@
+"""What a study found: every score of every system and setting, its interval, and the difference to the reference."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sample.study.config import SettingConfig, StudyConfig
+from sample.study.findings import findings
+from sample.study.plan import Plan, case_folder
+from sample.study.scored import Scored, gathered
+from slams.contracts.envelope import ContractError, provenance, read_json
+from slams.uncertainty import Estimate
+
+# label, unit (empty: that of the field), and which value is best
+KINDS = {
+    "crps": ("CRPS", "", "low"),
+    "rmse": ("RMSE of the mean", "", "low"),
+    "w1": ("W1 of pooled values", "std", "low"),
+    "spread_skill": ("spread-skill", "1", "one"),
+    "spread": ("spread", "", ""),
+    "bias": ("bias", "", "zero"),
+    "unstable": ("layers steeper than the dry adiabat", "%", ""),
+    "day_change": ("day-to-day change beside the truth's", "1", "one"),
+}
+
+
+def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
+    """All that the page, the tables and the record are made of.
+
+    Returns:
+        ``results`` {setting: {system: {score: {level or "mean": {value, interval}}}}} and ``differences`` to the
+        reference alike, with ``significant``; ``published``, ``findings``, ``cost``, and what names them all.
+
+    Raises:
+        ContractError: see `gathered` and `published_scores`.
+    """
+    scored = gathered(config, plan)
+    settings = config.only_settings or list(config.settings)
+    systems = list(dict.fromkeys(system for _, system in scored.sums))
+    systems = [name for name in (*config.systems, *config.baselines) if name in systems]
+    results, differences = _tables(config, scored, settings, systems)
+    return {
+        "title": config.title,
+        "question": config.question,
+        "units": scored.units,
+        "variable": scored.variable,
+        "levels_hpa": scored.levels_hpa,
+        "systems": {name: {"label": _label(config, name)} for name in systems},
+        "reference": config.reference,
+        "settings": [_setting(name, config.settings[name], plan.factors[name]) for name in settings],
+        "scores": {score: _kind(score, scored.units) for score in config.scores},
+        "first_score": config.scores[0],
+        "results": results,
+        "differences": differences,
+        "published": published_scores(config.published) if config.published else {},
+        "findings": findings(config, scored),
+        "dates": scored.time.astype(str).tolist(),
+        "members": scored.members,
+        "cost": _cost(config, plan),
+        "cases": {setting: _pages(config, plan, setting) for setting in settings},
+        "provenance": provenance(),
+        "rerun": rerun,
+    }
+
+
+def _tables(
+    config: StudyConfig, scored: Scored, settings: Sequence[str], systems: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    results: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for setting in settings:
+        for system in systems:
+            for score in config.scores:
+                own, rival = (scored.estimate(setting, name, score) for name in (system, config.reference))
+                if own is None:
+                    continue
+                by_system = results.setdefault(setting, {}).setdefault(system, {})
+                by_system[score] = _by_level(own, scored.levels_hpa)
+                if rival is not None and system != config.reference:
+                    gap = differences.setdefault(setting, {}).setdefault(system, {})
+                    gap[score] = _by_level(own.minus(rival), scored.levels_hpa, significance=True)
+    return results, differences
+
+
+def _by_level(found: Estimate, levels_hpa: Sequence[int], significance: bool = False) -> dict[str, Any]:
+    """{level or "mean": {value, interval, significant}}; what is not of levels has a mean alone."""
+    n = len(found.value) - 1
+    names = [*map(str, levels_hpa), "mean"] if n == len(levels_hpa) else [*[""] * n, "mean"]
+    table: dict[str, Any] = {}
+    for channel, name in enumerate(names):
+        if name:
+            interval = found.interval(channel)
+            table[name] = {"value": float(found.value[channel])} | ({"interval": list(interval)} if interval else {})
+            table[name] |= {"significant": found.significant(channel)} if significance else {}
+    return table
+
+
+def _label(config: StudyConfig, name: str) -> str:
+    return config.systems[name].label if name in config.systems else name.replace("_", " ")
+
+
+def _setting(name: str, how: SettingConfig, factor: int) -> dict[str, Any]:
+    asked = f"{how.factor} does not divide the grid; {factor} in its place" if factor != how.factor else ""
+    return {"name": name, "group": how.group, "value": how.value, "label": how.label, "note": asked}
+
+
+def _kind(score: str, units: str) -> dict[str, str]:
+    label, own, better = KINDS[score]
+    return {"label": label, "units": own or units, "better": better}
+
+
+def _cost(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
+    """Processor seconds of each case, its verification included."""
+    found: dict[str, dict[str, float]] = {}
+    for (setting, system), stage in plan.cases.items():
+        if stage.done(Path(config.folder)):
+            mark = read_json(stage.mark(Path(config.folder)), "the mark of a stage")
+            found.setdefault(setting, {})[system] = mark["processor_seconds"]
+    return found
+
+
+def _pages(config: StudyConfig, plan: Plan, setting: str) -> dict[str, str]:
+    return {
+        system: f"{case_folder(config, setting, system)}/verify/report.html"
+        for (of, system), stage in plan.cases.items()
+        if of == setting and stage.done(Path(config.folder))
+    }
+
+
+def published_scores(path: str) -> dict[str, Any]:
+    """{setting: {system: {score: {level or "mean": {value, lowest, highest}}}}} from a table of runs.
+
+    The value is that of the run ``final``; lowest and highest are over all runs of the same protocol.
+
+    Raises:
+        ContractError: no such table, or one of other columns.
+    """
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        runs: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+        for row in rows:
+            key = row["setting"], row["system"], row["score"]
+            runs.setdefault(key, {}).setdefault(row["run"], {})[row["level_hpa"]] = float(row["value"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ContractError(f"{path}: no table of setting, system, score, level_hpa, run, value ({error})") from None
+    found: dict[str, Any] = {}
+    for (setting, system, score), by_run in runs.items():
+        for levels in by_run.values():
+            levels["mean"] = float(np.mean(list(levels.values())))
+        final = by_run["final"] if "final" in by_run else next(iter(by_run.values()))
+        table = {
+            level: {
+                "value": value,
+                "lowest": min(run[level] for run in by_run.values()),
+                "highest": max(run[level] for run in by_run.values()),
+            }
+            for level, value in final.items()
+        }
+        found.setdefault(setting, {}).setdefault(system, {})[score] = table
+    return found
+

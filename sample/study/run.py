@@ -1,0 +1,102 @@
+"""`python -m sample study CONFIG [key.path=value ...]` runs what is missing of a study and writes its page.
+
+The same command goes on, whatever stopped it; a case is a stage of its own, so that a night is as good as a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from sample.study.config import StudyConfig
+from sample.study.plan import Plan, grid_shape, planned, preparations
+from sample.study.results import study
+from sample.study.stages import Stage, StageError, complete
+from slams.config import ConfigError, load, to_yaml
+from slams.contracts.envelope import ContractError
+
+
+def main(arguments: list[str]) -> int:
+    """Run, or plan, or only write the page again; returns the exit status.
+
+    Raises:
+        ConfigError, ContractError, StageError: each one sentence.
+    """
+    words = _parser().parse_args(arguments)
+    config = _load(words)
+    for case in words.only:
+        if tuple(case.split("/")) not in config.cases:
+            raise ConfigError(f"--only {case}: is no case; {', '.join('/'.join(case) for case in config.cases)}")
+    if words.dry_run:
+        sys.stdout.write(to_yaml(config) + "\n".join(_told(config)) + "\n")
+        return 0
+    folder = Path(config.folder)
+    complete(preparations(config), folder, 1, words.threads * words.processes)
+    plan = planned(config, grid_shape(config))
+    wanted = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
+    needed = {stage.name for case in wanted for stage in case.after}
+    complete([stage for stage in plan.observe if stage.name in needed], folder, words.processes, words.threads)
+    failed = _cases(wanted, folder, words)
+    sys.stdout.write(f"{_write(config, plan, arguments)}\n")
+    if failed is not None:
+        raise failed
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("sample study", description=__doc__)
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--dry-run", action="store_true", help="print configuration and stages, and stop")
+    parser.add_argument("--quick", action="store_true", help="the file's trial of minutes")
+    parser.add_argument("--only", action="append", default=[], metavar="SETTING/SYSTEM", help="this case; may repeat")
+    parser.add_argument("--processes", type=int, default=1, help="cases at once (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="of each (default 1)")
+    return parser
+
+
+def _load(words: argparse.Namespace) -> StudyConfig:
+    for name in ("processes", "threads"):
+        if getattr(words, name) < 1:
+            raise ConfigError(f"--{name}: {getattr(words, name)} is not allowed; at least 1")
+    quick = load(StudyConfig, words.config).quick if words.quick else []
+    if words.quick and not quick:
+        raise ConfigError(f"config {words.config}: quick: is empty; there is no trial of minutes")
+    return load(StudyConfig, words.config, [*quick, *words.overrides])
+
+
+def _cases(wanted: list[Stage], folder: Path, words: argparse.Namespace) -> StageError | None:
+    """What failed; the others are kept, and the page tells of them."""
+    try:
+        complete(wanted, folder, words.processes, words.threads)
+    except StageError as error:
+        return error
+    return None
+
+
+def _write(config: StudyConfig, plan: Plan, arguments: list[str]) -> Path:
+    found = study(config, plan, shlex.join(["python", "-m", "sample", "study", *arguments]))
+    # by name: whoever only analyses needs no plotting library
+    page: Path = import_module("sample.study.report").write(Path(config.folder), found)
+    return page
+
+
+def _told(config: StudyConfig) -> list[str]:
+    """What a study would do, for people."""
+    folder, prepare = Path(config.folder), preparations(config)
+    told = [f"{_state(stage, folder)}  {shlex.join(stage.commands[0])}" for stage in prepare]
+    try:
+        plan = planned(config, grid_shape(config))
+    except ContractError as error:
+        return [*told, f"{len(config.cases)} cases, once there is an archive: {error}"]
+    for stage in (*plan.observe, *plan.cases.values()):
+        told += [f"{_state(stage, folder)}  {stage.name}: {shlex.join(stage.commands[0])}"]
+    left = sum(not stage.done(folder) for stage in plan.stages)
+    return [*told, f"study {config.folder}: {len(plan.stages)} stages, {left} left"]
+
+
+def _state(stage: Stage, folder: Path) -> str:
+    return "done   " if stage.done(folder) else "to run "

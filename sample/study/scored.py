@@ -1,0 +1,75 @@
+"""The verifications of a study's cases, brought together on the dates that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sample.study.config import StudyConfig
+from sample.study.plan import Plan, case_folder
+from sample.sums import Sums, read_sums
+from slams.contracts.envelope import ContractError, read_json
+from slams.rng import generator
+from slams.uncertainty import Bootstrap, Estimate
+
+RESAMPLES = 1000
+OWN = "analysis"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The cases of a study that are verified.
+
+    Arguments:
+        sums: by setting and system, on the dates that all of them share.
+        own: which system of its verification a system is: ``analysis``, or itself for a baseline.
+        variable: the state.
+    """
+
+    time: np.ndarray
+    sums: dict[tuple[str, str], Sums]
+    own: dict[str, str]
+    variable: str
+    levels_hpa: list[int]
+    units: str
+    members: dict[str, int]
+
+    def estimate(self, setting: str, system: str, score: str) -> Estimate | None:
+        """A score with its resamples, the same for all; none where a case is missing or does not have the score."""
+        sums, own = self.sums.get((setting, system)), self.own[system]
+        if sums is None or (own, self.variable, score) not in sums.found:
+            return None
+        bootstrap = Bootstrap(self.time, RESAMPLES, generator(0, "validation"))
+        found = sums.estimate(bootstrap, own, self.variable, score)
+        return found if np.isfinite(found.value).all() else None
+
+
+def gathered(config: StudyConfig, plan: Plan) -> Scored:
+    """What the cases' verifications left, as far as they have run.
+
+    Raises:
+        ContractError: none has, or they hold no common date.
+    """
+    folder = Path(config.folder)
+    done = [case for case, stage in plan.cases.items() if stage.done(folder)]
+    if not done:
+        raise ContractError(f"{folder}: no case is verified yet; run the study first")
+    sums = {case: read_sums(Path(case_folder(config, *case), "verify")) for case in done}
+    told = {case: read_json(Path(case_folder(config, *case), "verify/scores.json"), "scores") for case in done}
+    common = sums[done[0]].time
+    for each in sums.values():
+        common = np.intersect1d(common, each.time)
+    common = common[:: config.score_every_days]
+    if not len(common):
+        raise ContractError(f"{folder}: the cases have no date in common")
+    first = told[done[0]]
+    found = {case: each.on(common) for case, each in sums.items()}
+    members = {system: told[setting, system]["members"] for setting, system in done}
+    for setting, system in done:  # a baseline has seen the observations of the setting, whoever analysed them
+        for name in config.baselines:
+            if any(key[0] == name for key in found[setting, system].found):
+                found.setdefault((setting, name), found[setting, system])
+    own = dict.fromkeys(config.systems, OWN) | {name: name for name in config.baselines}
+    return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members)
