@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
+CONFIGURED = "~/.config/dask/jobqueue.yaml"
 InOrder = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
@@ -19,7 +22,7 @@ class WorkersConfig:
     Arguments:
         processes: on this machine; 1 is this process itself.
         slurm_jobs: SLURM jobs in their place; what each asks for stands in dask-jobqueue's own configuration
-            (``~/.config/dask/jobqueue.yaml``, section ``slurm``).
+            (``~/.config/dask/jobqueue.yaml``, section ``slurm``). One that ends too early is replaced.
     """
 
     processes: int = 1
@@ -34,13 +37,19 @@ class WorkersConfig:
 
 @contextmanager
 def workers(config: WorkersConfig) -> Iterator[InOrder]:
-    """A map whose results come in order, as they are ready; an error of a task is raised here."""
+    """A map whose results come in order, as they are ready; an error of a task is raised here.
+
+    Raises:
+        RuntimeError: SLURM refuses such jobs.
+    """
     if config.processes == 1 and not config.slurm_jobs:
         yield map
         return
     from dask.distributed import Client  # a second to import, for those who need it
 
     with _cluster(config) as cluster, Client(cluster) as client:
+        if config.slurm_jobs:
+            _submit(cluster, config.slurm_jobs)
 
         def in_order(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
             for future in client.map(function, tasks, pure=False, retries=0):
@@ -50,11 +59,27 @@ def workers(config: WorkersConfig) -> Iterator[InOrder]:
         yield in_order
 
 
+def _submit(cluster: Any, jobs: int) -> None:
+    """Have so many jobs, and others in place of those that end: without them dask would wait for ever.
+
+    Raises:
+        RuntimeError: SLURM refuses such a job, for which dask would wait as well.
+    """
+    with NamedTemporaryFile("w", suffix=".sh") as script:
+        script.write(cluster.job_script())
+        script.flush()
+        asked = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        said = asked.stderr.strip().splitlines() or ["no reason given"]
+        raise RuntimeError(f"workers.slurm_jobs: {jobs} are not to be had; {said[0]}; what each asks for: {CONFIGURED}")
+    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+
+
 def _cluster(config: WorkersConfig) -> Any:
     if config.slurm_jobs:
         from dask_jobqueue.slurm import SLURMCluster
 
-        return SLURMCluster(n_workers=config.slurm_jobs)
+        return SLURMCluster()
     import dask
     from dask.distributed import LocalCluster
 

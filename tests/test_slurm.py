@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from copy import copy
 
 import pytest
 from chain import ROOT, SCORE, Chain
 from cluster import NODES, Cluster, Job, Submitted, wait_until
 from crew import outside
+from test_analysis import files
 
 pytestmark = pytest.mark.slurm
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
@@ -161,6 +164,72 @@ def test_a_training_over_its_time_limit_changes_no_bit(cluster, chain, undisturb
     late.end()
     assert late.restarts("score") >= 1 and "saved step" in log.read_text()
     assert case.result() == undisturbed[0].result()
+
+
+@pytest.fixture
+def site(cluster, tmp_path):
+    """The cluster, for one who has configured dask for it; nodes that say nothing of their memory grant none."""
+    asked = {"cores": 1, "memory": "1GB", "walltime": "00:10:00", "job-directives-skip": ["--mem"]}
+    asked |= {"log-directory": f"{tmp_path}/jobs"}
+    (tmp_path / "jobqueue.yaml").write_text(json.dumps({"jobqueue": {"slurm": asked}}))
+    site = copy(cluster)
+    site.environment = cluster.environment | {"DASK_CONFIG": str(tmp_path)}
+    return site
+
+
+@pytest.mark.slow
+def test_an_archive_made_by_jobs_of_its_own_is_that_of_one_process(site, chain, tmp_path):
+    """But for its name: one by a process here, one by a job that submits two more."""
+    one, two = (chain.prep("archive", f"archive.path={tmp_path}/{name}.zarr") for name in ("one", "two"))
+    site(sys.executable, "-m", *one)
+    submitted = Submitted(site, tmp_path / "jobs.sh")
+    submitted.stage("archive", [*two, "workers.slurm_jobs=2"])
+    submitted.submit()
+    assert " COMPLETED" in rows(submitted.end())["archive"]
+    expected = {name: data.replace(b"one.zarr", b"two.zarr") for name, data in files(tmp_path / "one.zarr").items()}
+    assert files(tmp_path / "two.zarr") == expected
+    logs = [path.read_text() for path in (tmp_path / "jobs").glob("*.err")]
+    assert len(logs) == 2 and all("Registered to" in log for log in logs)
+
+
+REPLACED = """
+import os, subprocess, time
+from data_prep.workers import WorkersConfig, workers
+def work(number):
+    time.sleep(0.5)
+    return number, int(os.environ["SLURM_JOB_ID"])
+if __name__ == "__main__":
+    with workers(WorkersConfig(slurm_jobs=2)) as in_order:
+        for number, job in in_order(work, range(16)):
+            print(number, job)
+            if number == 4:
+                subprocess.run(["scancel", "--name=dask-worker"], check=True)
+"""
+
+
+@pytest.mark.slow
+def test_jobs_that_end_before_the_work_are_replaced(site, tmp_path):
+    """As at their time limit; each task's result comes once, in its order."""
+    (tmp_path / "replaced.py").write_text(REPLACED)
+    site.environment |= {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    said = [line.split() for line in site(sys.executable, tmp_path / "replaced.py").splitlines() if line[:1].isdigit()]
+    assert [int(number) for number, _ in said] == [*range(16)]
+    assert {job for _, job in said[:5]}.isdisjoint(job for _, job in said[-5:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"cores": 1, "memory": "1GB", "queue": "nowhere"}, "invalid partition specified: nowhere; what each asks for"),
+        ({}, "You must specify how much cores and memory per job"),
+    ],
+)
+def test_jobs_that_slurm_refuses_are_one_sentence(site, chain, tmp_path, asked, sentence):
+    (tmp_path / "jobqueue.yaml").write_text(json.dumps({"jobqueue": {"slurm": asked}}))
+    words = [f"archive.path={tmp_path}/archive.zarr", "workers.slurm_jobs=2"]
+    said = site(sys.executable, "-m", *chain.prep("archive", *words), status=2)
+    assert sentence in said and len(said.splitlines()) == 1, said
 
 
 def test_a_stage_that_fails_ends_its_chain_and_status_says_how_to_go_on(cluster, chain, tmp_path):
