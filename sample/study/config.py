@@ -95,7 +95,7 @@ class StudyConfig:
         texts: pieces of text that the file's other entries take by ``${texts.NAME}``.
         fills: what fills ``{...}`` where the setting does not say.
         sample: words that are added to every `python -m sample`.
-        baselines: systems of the verification that are shown beside the systems, e.g. ``climatology``.
+        baselines: shown beside the systems, e.g. ``climatology``, each from the verification of the system named.
         scores: shown, the first one in the scorecard and for the findings.
         score_every_days: of the analysed dates, every so many-th is scored.
         published: table of published scores (setting, system, level_hpa, run, value), or none.
@@ -116,7 +116,7 @@ class StudyConfig:
     texts: dict[str, str] = field(default_factory=dict)
     fills: dict[str, str] = field(default_factory=dict)
     sample: str = ""
-    baselines: list[str] = field(default_factory=list)
+    baselines: dict[str, str] = field(default_factory=dict)
     scores: list[str] = field(default_factory=lambda: ["crps", "rmse", "spread_skill"])
     score_every_days: int = 1
     published: str = ""
@@ -135,8 +135,9 @@ class StudyConfig:
         for name, system in self.systems.items():
             self._known(f"systems.{name}.data", [system.data], self.data)
             self._known(f"systems.{name}.settings", system.settings, self.settings)
+        self._known("baselines", list(self.baselines.values()), self.systems)
         for finding in self.findings:
-            self._known("findings.systems", finding.systems, {**self.systems, **dict.fromkeys(self.baselines)})
+            self._known("findings.systems", finding.systems, {**self.systems, **self.baselines})
             self._known("findings.settings", finding.settings, self.settings)
         if self.score_every_days < 1:
             raise ValueError(f"score_every_days: {self.score_every_days} is not allowed; at least 1")

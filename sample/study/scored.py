@@ -67,9 +67,7 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     first = told[done[0]]
     found = {case: each.on(common) for case, each in sums.items()}
     members = {system: told[setting, system]["members"] for setting, system in done}
-    for setting, system in done:  # a baseline has seen the observations of the setting, whoever analysed them
-        for name in config.baselines:
-            if any(key[0] == name for key in found[setting, system].found):
-                found.setdefault((setting, name), found[setting, system])
+    for name, told_by in config.baselines.items():
+        found |= {(setting, name): found[setting, told_by] for setting, system in done if system == told_by}
     own = dict.fromkeys(config.systems, OWN) | {name: name for name in config.baselines}
     return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,14 +112,13 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
         task = bar.add_task("study", total=len(todo))
 
         def one(stage: Stage) -> None:
+            if any(future.done() and future.exception() for future in started):
+                return  # what failed may be what it stands on
             stage.run(folder, threads)
             bar.advance(task)
             bar.console.print(f"study {folder.name}: {stage.name} done", highlight=False)
 
-        started = [pool.submit(one, stage) for stage in todo]
-        try:
-            for future in started:
-                future.result()
-        finally:
-            for future in started:
-                future.cancel()
+        started: list[Future[None]] = []
+        started += [pool.submit(one, stage) for stage in todo]
+        for future in started:
+            future.result()
