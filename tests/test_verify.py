@@ -9,18 +9,24 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
+from scipy.stats import wasserstein_distance
 
+from sample.case import open_case
 from sample.config import PeriodConfig, SampleConfig, VerifyConfig
+from sample.sums import read_sums
+from sample.tally import tallied
 from sample.verify import verify
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Gridded, Operator, write_observations
-from slams.metrics import date_blocks, resampled_dates
 from slams.model import ModelConfig, build
+from slams.rng import generator
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 from slams.statistics import Statistics
+from slams.uncertainty import Bootstrap
 
 GRID = Grid(8, 16)
 TEMPERATURE = Modality("temperature", "state", "K", "air_temperature", (100, 500, 850))
@@ -166,7 +172,8 @@ def test_the_page_stands_alone(verified):
     text = re.sub(r'src="data:[^"]*"', "", page)
     assert "//" not in text, "no address outside the page"
     assert set(re.findall(r'src="(.{10})', page)) == {"data:image"}
-    assert not re.search(r"\b(nan|inf|None)\b", text.split("<h2>Where it comes from")[0], re.IGNORECASE)
+    read = text.split("</style>")[-1].split("<h2>Where it comes from")[0]
+    assert not re.search(r"\b(nan|inf|None)\b", read, re.IGNORECASE)
     assert 'name="viewport"' in text
     cost = "Withholding olr changes the RMSE by +1.000 K"
     for said in ("RMSE of 2.00 K", cost, "does not beat", "5c0e", "bootstrap: 50"):
@@ -197,7 +204,134 @@ def test_the_csv_holds_the_same_numbers(verified):
     # rmse, crps, spread-skill, bias, w1 and day-change of every system, the spread of ensembles; unstable layers
     of_a_level = ensembles * 7 + single * 6
     assert len(rows) == of_a_level * (3 + 1) + 7 * (2 + 1) + 2 * of_a_level
-    assert sum(row["low"] == "" for row in rows) == single * (4 + 1 + 1), "what is said of spread, by single members"
+    # no interval: of the spread-skill of single members, and of the day-change, of which only one block has any
+    assert sum(row["low"] == "" for row in rows) == (single + 7) * (4 + 1 + 1)
+
+
+def test_the_new_scores_are_those_of_the_closed_form(verified):
+    systems = verified[0]["systems"]
+    # offsets -1, 1, 3 times the level's number: mean 1, standard deviation 2; the scale is 1
+    assert systems["analysis"]["bias"] == levels(1, 2, 3)
+    assert systems["analysis"]["spread"] == levels(2, 4, 6)
+    assert "spread" not in systems["climatology"], "one member has none"
+    # the truth is as often 2 above as below; members are moved by (-1, 1, 3) c, so cell by cell W1 <= 5/3 c
+    days = np.searchsorted(DAYS, CASES)
+    values = np.array([2.0 if day % 2 else -2.0 for day in days])
+    for c, level in enumerate(("100", "500", "850"), start=1):
+        pooled = np.concatenate([values + offset * c for offset in OFFSETS])
+        assert systems["analysis"]["w1"][level] == pytest.approx(wasserstein_distance(pooled, values), abs=1e-4)
+    # every day is 4 above or below the one before, in members and truth; the climatology stands still
+    assert systems["analysis"]["day_change"] == levels(1, 1, 1)
+    assert systems["climatology"]["day_change"] == levels(0, 0, 0)
+    # 200 K at 100 hPa lies above 250 K at 500 hPa: theta 386 and 305 K; and 280 K at 850 hPa has 293 K
+    assert systems["analysis"]["unstable"] == verified[0]["truth"]["unstable"] == {"500": 0, "850": 0, "mean": 0}
+
+
+def test_differences_are_paired_and_say_whether_they_are_significant(verified):
+    scores = verified[0]
+    found = scores["differences"]["analysis-without-olr"]
+    assert set(found) == {"rmse", "crps", "spread_skill", "bias", "spread", "w1", "unstable", "day_change"}
+    assert found["rmse"]["500"]["value"] == pytest.approx(-1, abs=1e-5) and found["rmse"]["500"]["significant"]
+    assert found["bias"]["mean"]["interval"] == pytest.approx([-1, -1], abs=1e-5)
+    same = scores["differences"]["analysis-without-olr-without-precipitation"]
+    assert not any(each["significant"] or each["value"] for levels in same.values() for each in levels.values())
+    assert "spread_skill" not in scores["differences"]["climatology"], "one member has no spread to compare"
+    assert "interval" not in found["day_change"]["mean"], "three days in a row are one block"
+    minus = scores["confidence"]["analysis_minus"]["analysis-without-olr"]
+    assert {score: levels["mean"] for score, levels in found.items()} == minus
+
+
+def test_spectra_and_ranks_are_those_of_the_closed_form(verified):
+    scores = verified[0]
+    for c, level in enumerate(("100", "500", "850")):
+        spectrum = scores["spectra"][level]
+        assert spectrum["wavenumber"] == list(range(9))
+        days = FLAT[c] + np.where(np.searchsorted(DAYS, CASES) % 2, 2.0, -2.0)
+        assert spectrum["truth"] == pytest.approx([np.mean(days**2)] + [0] * 8, rel=1e-6, abs=1e-9)
+        offset = np.where(np.searchsorted(DAYS, CASES) % 2, 2.0, -2.0) + c + 1
+        assert spectrum["increment"][0] == pytest.approx(np.mean(offset**2), rel=1e-4), "mean minus climatology"
+        assert scores["ranks"][level] == [0, 1, 0, 0], "one member of three lies below the truth"
+
+
+def test_sums_are_read_again_and_give_the_same_scores(verified):
+    scores, _, folder = verified
+    sums = read_sums(folder)
+    assert np.array_equal(sums.time, CASES)
+    for score, found in scores["systems"]["analysis"].items():
+        whole = sums.whole("analysis", "temperature", score)
+        assert [*whole, whole.mean()] == pytest.approx(list(found.values()), abs=1e-12), score
+    # the same pairing as the verification's own, by the resamples of the run's seed
+    bootstrap = Bootstrap(sums.time, 50, generator(0, "validation"))
+    one, other = (sums.estimate(bootstrap, name, "temperature", "crps") for name in ("analysis", "climatology"))
+    assert list(one.minus(other).interval(-1)) == scores["differences"]["climatology"]["crps"]["mean"]["interval"]
+    some = sums.on(CASES[1:3])
+    assert some.daily("analysis", "temperature", "rmse") == pytest.approx(np.array([[1, 2, 3]] * 2), abs=2e-5)
+    with pytest.raises(ContractError, match="hold no 2001-01-07"):
+        sums.on(CASES + 1)
+    with pytest.raises(ContractError, match="hold no crps of ozone"):
+        sums.whole("analysis", "ozone", "crps")
+
+
+def test_no_sums_and_damaged_ones_are_told_apart(tmp_path):
+    with pytest.raises(ContractError, match="no sums there"):
+        read_sums(tmp_path)
+    (tmp_path / "sums.npz").write_bytes(b"PK" + bytes(100))
+    with pytest.raises(ContractError, match="damaged"):
+        read_sums(tmp_path)
+
+
+@pytest.fixture
+def weather(config, tmp_path):
+    """A run of 40 days and 4 members that are noise about the truth."""
+    days, rng = DAYS[:40], np.random.default_rng(0)
+    x = truth(days)
+    members = (x + rng.normal(size=(4, *x.shape)) * [[[0.5]], [[1]], [[2]], [[1]], [[3]]]).astype(np.float32)
+    product = analysis.create(tmp_path / "weather" / "analysis.zarr", SPEC, days, 4, {"config": {}})
+    product.write(np.arange(4), np.arange(40), members)
+    product.finish()
+    return replace(config, folder=str(tmp_path / "weather"))
+
+
+def test_scores_are_those_of_xarray_by_names_of_dimensions(weather):
+    """As WeatherBench-X reads a product: nothing of ours but the two files."""
+    found = verify(weather)
+    with xr.open_zarr(f"{weather.folder}/analysis.zarr") as product, xr.open_zarr(weather.archive) as archive:
+        for name, where in (("temperature", found["systems"]), ("precipitation", found["other_modalities"])):
+            scores = where["analysis"] if name == "temperature" else where[name]["systems"]["analysis"]
+            known = archive[name].sel(time=product.time).load().astype("float64")
+            x = product[name].load().astype("float64")
+            edges = np.deg2rad(np.linspace(90, -90, known.sizes["latitude"] + 1))
+            weight = xr.DataArray(-np.diff(np.sin(edges)), dims="latitude")
+            every = ["time", "latitude", "longitude"]
+            error = x.mean("member") - known
+            variance = x.fillna(0).var("member", ddof=1).where(known.notnull())
+            pairs = abs(x - x.rename(member="other")).sum(["member", "other"]) / (2 * 4 * 3)
+            crps = (abs(x - known).mean("member", skipna=False) - pairs).weighted(weight).mean(every)
+            rmse, spread = (np.sqrt(f.weighted(weight).mean(every)) for f in (error**2, variance))
+            bias = error.weighted(weight).mean(every)
+            expected = {"crps": crps, "rmse": rmse, "spread": spread, "bias": bias}
+            expected["spread_skill"] = np.sqrt(5 / 4) * spread / rmse
+            for score, values in expected.items():
+                ours = list(scores[score].values())[:-1] or list(scores[score].values())
+                np.testing.assert_allclose(ours, np.atleast_1d(values), rtol=1e-6, err_msg=f"{score} of {name}")
+
+
+def test_scores_do_not_depend_on_processes_or_chunks(weather, monkeypatch):
+    """The scores are functions of what is compared here: bit for bit between processes."""
+    case = open_case(weather)
+    one, shared = tallied(case), tallied(case, processes=2)
+    assert one.n_members == shared.n_members and one.sums.found.keys() == shared.sums.found.keys()
+    wholes = [*zip(one.spectra.values(), shared.spectra.values(), strict=True), (one.ranks, shared.ranks)]
+    for ours, theirs in [(one.sums.found[key], shared.sums.found[key]) for key in one.sums.found] + wholes:
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+    monkeypatch.setattr("sample.tally.CHUNK_DAYS", 7)
+    by_week = tallied(case)
+    for key in one.sums.found:
+        for a, b in zip(one.sums.found[key], by_week.sums.found[key], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=str(key))
+    for kind, (total, _) in one.spectra.items():  # of all dates, added in another order
+        np.testing.assert_allclose(by_week.spectra[kind][0], total, rtol=1e-12)
 
 
 def test_verifying_again_changes_nothing(config):
@@ -285,6 +419,13 @@ def test_another_grid_is_refused(config, tmp_path):
     refused(config, r"has a grid of \(8, 16\)")
 
 
+def test_other_units_are_refused(config, tmp_path):
+    config = replace(config, folder=str(tmp_path / "celsius"))
+    spec = StateSpec(GRID, (replace(TEMPERATURE, units="degC"),))
+    analysis.create(tmp_path / "celsius" / "analysis.zarr", spec, CASES, 1, {"config": {}}).finish()
+    refused(config, "levels or units of temperature are not those of")
+
+
 def test_a_hole_in_the_product_is_refused(config, tmp_path):
     config = replace(config, folder=str(tmp_path / "holed"))
     write_product(tmp_path / "holed" / "analysis.zarr", [0.0, 1.0])
@@ -299,12 +440,3 @@ def test_a_member_that_could_not_be_drawn_is_left_out(config, tmp_path):
         write_product(tmp_path / name / "analysis.zarr", offsets)
         found.append(verify(replace(config, folder=str(tmp_path / name)))["systems"]["analysis"])
     assert found[0] == found[1]
-
-
-def test_days_in_a_row_are_one_block_of_at_most_five():
-    days = np.concatenate([DAYS[:7], DAYS[10:12], DAYS[20:21]])
-    np.testing.assert_array_equal(date_blocks(days), [0, 0, 0, 0, 0, 1, 1, 2, 2, 3])
-    counts = resampled_dates(date_blocks(days), 400, np.random.default_rng(0))
-    np.testing.assert_array_equal(counts[:, 0], counts[:, 4])
-    # four draws of four blocks: each is expected once, with standard error sqrt(3/4 / 400)
-    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.15)
