@@ -20,7 +20,6 @@ from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import MEMBERS, open_departures
 from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Observations, open_observations
-from slams.metrics import date_blocks, resampled_dates
 from slams.observation_space import (
     BANDS,
     SEASONS,
@@ -36,6 +35,7 @@ from slams.observation_space import (
 )
 from slams.rng import generator
 from slams.spec import StateSpec
+from slams.uncertainty import date_blocks, resampled_dates
 
 LEVEL = 0.95
 MODALITY, ASSIMILATED, AT_LEVEL, IN_BAND, IN_SEASON, DAY = range(6)
