@@ -90,7 +90,7 @@ def profiles(scores: dict[str, Any]) -> Figure | None:
         panels = figure.subplots(1, 3, sharey=True)
         for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
             _profile(axes, scores, score, title, levels_hpa)
-        _pressure_axis(panels[0], levels_hpa)
+        pressure_axis(panels[0], levels_hpa)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=4)
     return figure
@@ -118,7 +118,8 @@ def _profile(axes: Axes, scores: dict[str, Any], score: str, title: str, levels_
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _pressure_axis(axes: Axes, levels_hpa: list[int]) -> None:
+def pressure_axis(axes: Axes, levels_hpa: list[int]) -> None:
+    """Logarithmic, the ground below."""
     axes.set_yscale("log")
     axes.set_ylim(max(levels_hpa) * 1.12, min(levels_hpa) / 1.12)
     axes.yaxis.set_major_locator(FixedLocator([level for level in levels_hpa if level != 925]))

@@ -7,12 +7,12 @@ import html
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-DPI = 130
+DPI = 150
 PHONE_INCHES = 7  # a broader figure would be too small on a phone, and is scrolled instead
 INK, MUTED, UNSEEN = "#1c2733", "#5b6770", "#e7e9ec"
 # Even in lightness; longwave as a satellite shows it, cold cloud tops white
@@ -38,6 +38,7 @@ CSS = """\
 :root { --ink: #1c2733; --muted: #5b6770; --line: #dfe3e7; --accent: #0b3d91; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.1rem 4rem; max-width: 62rem; color: var(--ink); background: #fff;
+  overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .7rem; padding-top: .9rem; border-top: 1px solid var(--line); }
@@ -52,8 +53,28 @@ p { max-width: 46rem; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); }
+thead th { color: var(--muted); font-weight: 500; border-bottom-color: var(--muted); white-space: normal;
+  vertical-align: bottom; overflow-wrap: normal; }
 tbody th { text-align: left; font-weight: 500; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: #fff; white-space: normal;
+  overflow-wrap: normal; min-width: 8.5rem; padding-left: 0; }
+tbody th[colspan] { position: static; max-width: none; padding-top: 1rem; }
+tbody th[colspan] span { position: sticky; left: 0; color: var(--muted); font-size: .85rem; }
+td small { display: block; color: var(--muted); font-size: .8rem; }
+td.said { text-align: left; white-space: normal; min-width: 16rem; }
+.better, .worse, .other, .open { display: inline-block; border-radius: .3rem; padding: 0 .35rem; }
+.better { background: #d3e4f7; color: #0b3d91; font-weight: 600; }
+.worse { background: #fbdfc8; color: #843600; font-weight: 600; }
+.other { background: #e7e3f3; color: #43317a; font-weight: 600; }
+.open, .missing { color: var(--muted); }
+.badge { border-radius: .3rem; padding: .1rem .45rem; font-size: .85rem; font-weight: 600; white-space: nowrap; }
+.legend span { white-space: nowrap; } .legend > span { display: inline-block; margin-right: 1.1rem; }
+.plain { list-style: none; padding: 0; } .plain li { margin: .7rem 0; }
+.plain small { display: block; color: var(--muted); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 0 1.5rem; }
+a { color: var(--accent); }
+@media (min-width: 45rem) { tbody th, thead th:first-child { min-width: 14rem; } }
+@media (max-width: 30rem) { th, td { padding: .38rem .4rem; } }
 td b { color: var(--accent); }
 figure { margin: 1.2rem 0; }
 img { max-width: 100%; height: auto; display: block; }
@@ -76,21 +97,27 @@ def document(title: str, body: str) -> str:
 
 
 def table(heads: Iterable[str], body: Iterable[tuple[str, list[str]]]) -> str:
-    """A table with a name before each row; names are text, all else is HTML."""
-    head = "".join(f"<th>{text}</th>" for text in ("", *heads))
-    lines = "".join(
-        f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        for name, cells in body
-    )
+    """A table with a name before each row; names are text, all else is HTML. A row without cells heads others."""
+    columns = ["", *heads]
+    head = "".join(f"<th>{text}</th>" for text in columns)
+    lines = "".join(f"<tr>{_row(html.escape(name), cells, len(columns))}</tr>" for name, cells in body)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
+def _row(name: str, cells: list[str], n_columns: int) -> str:
+    if not cells:
+        return f'<th colspan="{n_columns}"><span>{name}</span></th>'
+    return f"<th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in cells)
+
+
 def figure(drawing: Figure, words: str, path: Path | None = None) -> str:
-    """A figure inside the page, with its caption, and as a file where a path is given."""
+    """A figure inside the page, with its caption; where a path is given, as that PNG and as SVG beside it too."""
     drawn = io.BytesIO()
     drawing.savefig(drawn, format="png", dpi=DPI, facecolor="white")
     if path is not None:
         path.write_bytes(drawn.getvalue())
+        with rc_context({"svg.hashsalt": path.name}):  # the same figure is the same file
+            drawing.savefig(path.with_suffix(".svg"), metadata={"Date": None}, facecolor="white")
     source = base64.b64encode(drawn.getvalue()).decode()
     caption = html.escape(words)
     image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'

@@ -1,0 +1,174 @@
+"""Figures of a study: a score along a group of settings, and by level in one setting.
+
+A system has one colour, one marker and one dash everywhere, so that lines are told apart without colour as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import offset_copy
+
+from sample.figures import pressure_axis
+from sample.study.tables import BEST, Study, entry, label, title
+from slams.page import FIGURE_STYLE, MUTED
+
+WIDTH, HEIGHT = 4.6, 3.6  # legible at the width of a phone
+GRID = "#e4e7ea"
+REFERENCE = "#5b6770"
+# Okabe and Ito's colours, told apart by every eye
+STYLES = (
+    ("#0b3d91", "o", "-"),
+    ("#d55e00", "s", "-"),
+    ("#009e73", "^", "-"),
+    ("#cc79a7", "D", "--"),
+    ("#56b4e9", "v", "--"),
+    ("#e69f00", "P", "--"),
+    ("#8c510a", "X", ":"),
+    ("#000000", "*", ":"),
+)
+PUBLISHED_SHIFT = 6  # points to the right of ours
+LOG_FROM = 4.0  # values that span more than this factor stand on a logarithmic axis
+
+
+def groups(study: Study) -> list[str]:
+    """Groups of at least two settings, which make a curve."""
+    names = [setting["group"] for setting in study["settings"]]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
+def chosen(study: Study) -> list[str]:
+    """Settings whose profiles are shown: the first and the last of each group that has any, three at most."""
+    ends = []
+    for group in dict.fromkeys(setting["group"] for setting in study["settings"]):
+        names = [s["name"] for s in study["settings"] if s["group"] == group and study["results"].get(s["name"])]
+        ends += [names[:1], names[-1:]]
+    return list(dict.fromkeys(name for pair in ends for name in pair))[:3]
+
+
+def curves(study: Study, group: str, score: str) -> Figure | None:
+    """A score, mean over the levels, against the value of a group's settings, with 95 % intervals.
+
+    Published values stand beside ours as open markers, with the range of their runs. None where fewer
+    than two settings have a value.
+    """
+    settings = sorted((s for s in study["settings"] if s["group"] == group), key=lambda each: each["value"])
+    known = [any(entry(study, "results", s["name"], name, score) for name in study["systems"]) for s in settings]
+    if sum(known) < 2:
+        return None
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT))
+        axes = figure.subplots()
+        for system in study["systems"]:
+            _curve(axes, study, settings, system, score)
+        for system in study["systems"]:
+            _published(axes, study, settings, system, score)
+        _value_axis(axes, [setting["value"] for setting in settings], group)
+        _score_axis(axes.axhline, axes.set_ylim, study, score)
+        axes.set_title(title(study, score))
+        _finished(figure, axes)
+    return figure
+
+
+def _curve(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str, score: str) -> None:
+    found = [(s["value"], entry(study, "results", s["name"], system, score)) for s in settings]
+    known = [(x, each) for x, each in found if each is not None]
+    if not known:
+        return
+    colour, marker, dashes = _style(study, system)
+    # a gap stays a gap: no line across a setting that is missing
+    values = [math.nan if each is None else each["value"] for _, each in found]
+    axes.plot(
+        [x for x, _ in found], values, dashes, color=colour, marker=marker, ms=4.5, lw=1.5, label=label(study, system)
+    )
+    for x, each in known:
+        if each.get("interval"):
+            axes.plot([x, x], each["interval"], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+
+
+def _published(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str, score: str) -> None:
+    found = [(s["value"], entry(study, "published", s["name"], system, score)) for s in settings]
+    known = [(x, each) for x, each in found if each is not None]
+    colour, marker, _ = _style(study, system)
+    beside = offset_copy(axes.transData, axes.figure, x=PUBLISHED_SHIFT, units="points")
+    style: dict[str, Any] = {"color": colour, "transform": beside}
+    for x, each in known:
+        axes.plot([x, x], [each["lowest"], each["highest"]], lw=0.9, **style)
+        axes.update_datalim([(x, each["lowest"]), (x, each["highest"])])  # which a shifted line does not
+    if known:
+        x, values = [x for x, _ in known], [each["value"] for _, each in known]
+        name = f"{label(study, system)}, published"
+        axes.plot(x, values, marker, ms=5, markerfacecolor="white", label=name, **style)
+
+
+def profiles(study: Study, setting: str) -> Figure | None:
+    """The first score of each system against pressure, with 95 % intervals; None without levels or values."""
+    score = study["first_score"]
+    (name,) = (each["label"] for each in study["settings"] if each["name"] == setting)
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(WIDTH, 1.15 * HEIGHT))
+        axes = figure.subplots()
+        if not any([_profile(axes, study, setting, system, score) for system in study["systems"]]):
+            return None
+        pressure_axis(axes, study["levels_hpa"])
+        _score_axis(axes.axvline, axes.set_xlim, study, score)
+        axes.set(title=name, xlabel=title(study, score))
+        _finished(figure, axes)
+    return figure
+
+
+def _profile(axes: Axes, study: Study, setting: str, system: str, score: str) -> bool:
+    found = [(level, entry(study, "results", setting, system, score, str(level))) for level in study["levels_hpa"]]
+    known = [(level, each) for level, each in found if each is not None]
+    if not known:
+        return False
+    colour, marker, dashes = _style(study, system)
+    levels, values = [level for level, _ in known], [each["value"] for _, each in known]
+    axes.plot(values, levels, dashes, color=colour, marker=marker, ms=3.5, lw=1.5, label=label(study, system))
+    if all(each.get("interval") for _, each in known):
+        low, high = zip(*(each["interval"] for _, each in known), strict=True)
+        axes.fill_betweenx(levels, low, high, color=colour, alpha=0.18, lw=0)
+    return True
+
+
+def _style(study: Study, system: str) -> tuple[str, str, str]:
+    """Colour, marker and dash; the reference is grey."""
+    if system == study["reference"]:
+        return REFERENCE, "o", "--"
+    others = [name for name in study["systems"] if name != study["reference"]]
+    return STYLES[others.index(system) % len(STYLES)]
+
+
+def _value_axis(axes: Axes, values: list[float], group: str) -> None:
+    if min(values) > 0 and max(values) / min(values) > LOG_FROM:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(values))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(group)
+    axes.margins(x=0.08)
+
+
+def _score_axis(line: Any, limits: Any, study: Study, score: str) -> None:
+    """From 0 where 0 is best or the least there is; the best value as a line."""
+    best = study["scores"][score].get("better")
+    if best in BEST:
+        line(BEST[best], color=MUTED, lw=0.8, zorder=1)
+    if best in ("low", "one"):
+        limits(0, None)
+
+
+def _finished(figure: Figure, axes: Axes) -> None:
+    axes.grid(color=GRID, lw=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower left", ncols=1 if _longest(axes) > 26 else 2, fontsize=8)
+
+
+def _longest(axes: Axes) -> int:
+    return max(len(name) for name in axes.get_legend_handles_labels()[1])

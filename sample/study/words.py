@@ -1,0 +1,89 @@
+"""What a study says in words: sentences, what its marks mean, and its tables as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from sample.study import tables
+from sample.study.tables import MARKS, Cell, Study, Table, label, rivals, title, verdict
+
+COST_WORDS = "Processor time of each case: drawing all members on all dates, and verifying them."
+SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
+NOT_THERE = f"{tables.MISSING} not run, or nothing that this system can do"
+
+
+def standings(study: Study) -> list[str]:
+    """How each system stands to the reference by the first score."""
+    return [_standing(study, system) for system in rivals(study)]
+
+
+def _standing(study: Study, system: str) -> str:
+    score, reference = study["scores"][study["first_score"]]["label"], label(study, study["reference"])
+    names = [setting["name"] for setting in study["settings"]]
+    found = [verdict(study, setting, system, study["first_score"]) for setting in names]
+    n = sum(each is not None for each in found)
+    if not n:
+        return f"{label(study, system)} and {reference} share no setting that has run."
+    told = {kind: found.count(kind) for kind in ("better", "worse", "other", "open")}
+    words = {"better": "better", "worse": "worse", "other": "different", "open": "not to be told apart"}
+    parts = ", ".join(f"{words[kind]} in {count}" for kind, count in told.items() if count)
+    settings = "1 setting" if n == 1 else f"{n} settings"
+    return f"By {score}, {label(study, system)} beside {reference}, in {settings}: {parts}."
+
+
+def meanings(study: Study, found: Table) -> dict[str, str]:
+    """What each mark says that a table has."""
+    reference = label(study, study["reference"])
+    words = {
+        "better": f"better than {reference}",
+        "worse": f"worse than {reference}",
+        "other": f"different from {reference}, neither better nor worse",
+        "open": "no difference shown",
+    }
+    used = {cell.verdict for _, cells in found.rows for cell in cells}
+    return {kind: said for kind, said in words.items() if kind in used}
+
+
+def score_words(study: Study, score: str) -> str:
+    words = {"low": "Low is good.", "high": "High is good.", "one": "1 is best.", "zero": "0 is best."}
+    kind = words.get(study["scores"][score].get("better", ""), "No value is best by itself.")
+    return f"{kind} {SCORE_WORDS}"
+
+
+def marked(cell: Cell) -> str:
+    """A difference never stands without its mark."""
+    return f"{MARKS[cell.verdict]} {cell.text}" if cell.verdict else cell.text
+
+
+def markdown(study: Study) -> str:
+    """The tables as Markdown: findings, each score, its differences, cost."""
+    study = json.loads(json.dumps(study))
+    parts = [*study.get("summary", []), "\n".join(f"* {sentence}" for sentence in standings(study))]
+    if study["findings"]:
+        parts += ["### Findings", _lines(tables.findings(study))]
+    for score in study["scores"]:
+        parts += [f"### {title(study, score)}", score_words(study, score), _lines(tables.results(study, score))]
+        gaps = tables.differences(study, score)
+        marks = "; ".join(f"{MARKS[kind]} {words}" for kind, words in meanings(study, gaps).items())
+        if marks:
+            parts += [f"Minus {label(study, study['reference'])}, same dates: {marks}.", _lines(gaps)]
+    parts += ["### Cost", COST_WORDS, _lines(tables.cost(study)), f"{NOT_THERE}. To make it again: `{study['rerun']}`"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lines(found: Table) -> str:
+    """Rows that head others are bold; intervals stand behind their values."""
+    rows = [["", *found.heads], ["---"] * (len(found.heads) + 1)]
+    for name, cells in found.rows:
+        rows.append([name, *map(_text, cells)] if cells else [f"**{name}**", *([""] * len(found.heads))])
+    return "\n".join(_line(row) for row in rows)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(cell: Cell) -> str:
+    text = f"**{marked(cell)}**" if cell.best else marked(cell)
+    return f"{text} ({cell.under})" if cell.under and not cell.link else text
