@@ -527,7 +527,7 @@ def test_the_checksums_for_the_ledger_are_those_of_the_file_and_of_its_metadata(
 
 
 def test_any_flipped_bit_of_the_metadata_is_refused_once_the_ledger_tells_of_the_unit(product, observations):
-    """Most of them no reader of Parquet notices: numbers of rows, names and times are changed without a word."""
+    """No checksum of a page covers them."""
     told = write(product, observations(*everything()))
     entry = {"format": "slams-ledger", "version": 1, "unit": UNIT.name, "departures": told}
     (product / "ledger" / f"{UNIT.name}.json").write_text(json.dumps(entry))
