@@ -1,17 +1,27 @@
 """Scores against brute force, closed forms and theorems, none of which shares their code."""
 
+import itertools
+import warnings
+
 import numpy as np
 import properscoring
 import pytest
+import scoringrules
 import torch
+import xarray as xr
 from scipy.stats import norm
 
-from slams.metrics import EnsembleRMSE, FairCRPS, RankHistogram, SpreadSkill, fair_crps
+from slams.metrics import Bias, EnsembleRMSE, FairCRPS, RankHistogram, Spread, SpreadSkill, fair_crps
+from slams.metrics.ensemble import in_order
 from slams.spec import Grid
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its own habits on import
+    import xskillscore
 
 GRID = Grid(8, 16)
 WEIGHTS = GRID.area_weights
-SCORES = (EnsembleRMSE, FairCRPS, SpreadSkill)
+SCORES = (EnsembleRMSE, FairCRPS, SpreadSkill, Bias, Spread)
 
 
 def normal(seed, *shape):
@@ -37,6 +47,7 @@ def test_one_member_scores_its_error_and_has_no_spread():
     np.testing.assert_allclose(scored(EnsembleRMSE(2, WEIGHTS), (member, truth)), root)
     np.testing.assert_array_equal(scored(SpreadSkill(2, WEIGHTS), (member, truth)), 0)
     np.testing.assert_array_equal(scored(SpreadSkill(2, WEIGHTS), (truth[None], truth)), 0)
+    np.testing.assert_array_equal(scored(Spread(2, WEIGHTS), (member, truth)), 0)
 
 
 def test_fair_crps_is_the_double_sum_over_pairs():
@@ -52,6 +63,53 @@ def test_fair_crps_differs_from_the_unfair_one_by_the_known_term():
     unfair = properscoring.crps_ensemble(truth.numpy(), members.numpy(), axis=0)
     absolute = np.abs(members.numpy() - truth.numpy()).mean(axis=0)
     np.testing.assert_allclose(fair_crps(members - truth), absolute - (absolute - unfair) * 6 / 5, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_members", [2, 3, 7, 16, 50])
+def test_fair_crps_is_that_of_scoringrules(n_members):
+    truth, members = normal(0, 2, 8, 16), normal(1, n_members, 2, 8, 16)
+    expected = scoringrules.crps_ensemble(truth.numpy(), members.numpy(), m_axis=0, estimator="fair")
+    np.testing.assert_allclose(fair_crps(members - truth), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_members", range(1, 13))
+def test_the_network_sorts_any_number_of_members(n_members):
+    """A network that sorts every sequence of zeros and ones sorts everything (Knuth 1973, the 0-1 principle)."""
+    ones = torch.tensor(list(itertools.product([0.0, 1.0], repeat=n_members))).T.reshape(n_members, 1, 1, -1)
+    assert torch.equal(torch.stack(in_order(ones)), ones.sort(dim=0).values)
+
+
+def test_larger_ensembles_are_sorted_too():
+    for n_members in (16, 17, 31, 50, 64):
+        members = normal(n_members, n_members, 1, 8, 16)
+        assert torch.equal(torch.stack(in_order(members)), members.sort(dim=0).values)
+
+
+def test_scores_are_those_of_xskillscore():
+    """It divides the pairs of the CRPS by M^2, as properscoring, and averages by the weights that it is given."""
+    truth, members = normal(0, 2, 8, 16), normal(1, 6, 2, 8, 16) + 0.3
+    dims, where = ["channel", "latitude", "longitude"], ["latitude", "longitude"]
+    known, x = xr.DataArray(truth.numpy(), dims=dims), xr.DataArray(members.numpy(), dims=["member", *dims])
+    weights = xr.DataArray(WEIGHTS, dims=where)
+    case = (members, truth)
+    rmse = xskillscore.rmse(known, x.mean("member"), dim=where, weights=weights)
+    np.testing.assert_allclose(scored(EnsembleRMSE(2, WEIGHTS), case), rmse, rtol=1e-9)
+    bias = xskillscore.me(x.mean("member"), known, dim=where, weights=weights)
+    np.testing.assert_allclose(scored(Bias(2, WEIGHTS), case), bias, rtol=1e-9)
+    unfair = xskillscore.crps_ensemble(known, x, dim=where, weights=weights)
+    absolute = abs(x - known).mean("member").weighted(weights).mean(where)
+    np.testing.assert_allclose(scored(FairCRPS(2, WEIGHTS), case), absolute - (absolute - unfair) * 6 / 5, rtol=1e-9)
+    equal = np.full((8, 16), 1 / 128)  # its rank histogram counts cells
+    counts = xskillscore.rank_histogram(known, x, dim=where)
+    np.testing.assert_allclose(scored(RankHistogram(2, equal, 6), case), counts / 128, rtol=1e-9)
+
+
+def test_bias_and_spread_are_those_of_numpy():
+    truth, members = normal(0, 2, 8, 16), normal(1, 6, 2, 8, 16) + 0.3
+    x, y = members.numpy(), truth.numpy()
+    np.testing.assert_allclose(scored(Bias(2, WEIGHTS), (members, truth)), ((x.mean(0) - y) * WEIGHTS).sum((1, 2)))
+    spread = np.sqrt((x.var(axis=0, ddof=1) * WEIGHTS).sum(axis=(1, 2)))
+    np.testing.assert_allclose(scored(Spread(2, WEIGHTS), (members, truth)), spread)
 
 
 def test_a_large_ensemble_reaches_the_gaussian_formula():
