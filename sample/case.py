@@ -151,7 +151,8 @@ class Case:
         members = self.analysis.read(where)
         members = members[drawn(members)]
         space = self.observations.space
-        return Example(day[0], self.spec, coast, self.truth(where), members, self.observed(day), space)
+        fields = self.truth(where), self.guess(where), members
+        return Example(day[0], self.spec, coast, *fields, self.observed(day), space)
 
 
 def _select(x_LCHW: np.ndarray, given: StateSpec, wanted: StateSpec) -> np.ndarray:
@@ -183,7 +184,7 @@ def open_case(config: SampleConfig) -> Case:
     reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
     guess = FirstGuess(config.background, first.spec) if config.background else None
     before = _before(first, config.period) if guess is not None else {}
-    return Case(products, archive, observations, _climatology(archive), reconstruction, guess, before)
+    return Case(products, archive, observations, baselines.climatology_of(archive), reconstruction, guess, before)
 
 
 def _before(product: Analysis, period: PeriodConfig) -> dict[np.datetime64, np.datetime64]:
@@ -219,13 +220,3 @@ def _check_same_fields(product: Analysis, path: Path, spec: StateSpec) -> None:
     for modality in product.spec.modalities:
         if modality.name in spec.names and spec.modality(modality.name) != modality:
             raise ContractError(f"{path}: levels or units of {modality.name} are not those of {product.path}")
-
-
-def _climatology(archive: Archive) -> Statistics:
-    """The archive's own, or, where it was standardised by single numbers, one fitted to its train years."""
-    statistics = archive.statistics()
-    if statistics.harmonics.shape[-2:] == archive.spec.grid.shape:
-        return statistics
-    blocks = archive.blocks(archive.days("train"))
-    fitted = baselines.fit_climatology((archive.time[block], archive.read(block)) for block in blocks)
-    return Statistics(fitted.harmonics, fitted.std, fitted.log1p, statistics.observed, statistics.static)
