@@ -14,7 +14,7 @@ from pathlib import Path
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan, grid_shape, planned, preparations
 from sample.study.results import study
-from sample.study.stages import Stage, StageError, complete
+from sample.study.stages import Stage, complete
 from slams.config import ConfigError, load, to_yaml
 from slams.contracts.envelope import ContractError
 
@@ -39,10 +39,11 @@ def main(arguments: list[str]) -> int:
     wanted = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
     needed = {stage.name for case in wanted for stage in case.after}
     complete([stage for stage in plan.observe if stage.name in needed], folder, words.processes, words.threads)
-    failed = _cases(wanted, folder, words)
-    sys.stdout.write(f"{_write(config, plan, arguments)}\n")
-    if failed is not None:
-        raise failed
+    try:
+        complete(wanted, folder, words.processes, words.threads, independent=True)
+    finally:
+        if any(stage.done(folder) for stage in plan.cases.values()):
+            sys.stdout.write(f"{_write(config, plan, arguments)}\n")
     return 0
 
 
@@ -66,15 +67,6 @@ def _load(words: argparse.Namespace) -> StudyConfig:
     if words.quick and not quick:
         raise ConfigError(f"config {words.config}: quick: is empty; there is no trial of minutes")
     return load(StudyConfig, words.config, [*quick, *words.overrides])
-
-
-def _cases(wanted: list[Stage], folder: Path, words: argparse.Namespace) -> StageError | None:
-    """What failed; the others are kept, and the page tells of them."""
-    try:
-        complete(wanted, folder, words.processes, words.threads)
-    except StageError as error:
-        return error
-    return None
 
 
 def _write(config: StudyConfig, plan: Plan, arguments: list[str]) -> Path:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,24 +101,32 @@ def _words(name: str, log: Path, status: int) -> str:
     return f"study: stage {name} {left}: {last} ({log})"
 
 
-def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int) -> None:
+def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int, independent: bool = False) -> None:
     """Run those that are not done, so many at once; the first that fails is told when those under way have ended.
+
+    Arguments:
+        independent: the others run to their end all the same.
 
     Raises:
         StageError: one failed.
     """
     todo: Sequence[Stage] = [stage for stage in stages if not stage.done(folder)]
+    failed: list[StageError] = []
     with Progress(transient=True) as bar, ThreadPoolExecutor(processes) as pool:
         task = bar.add_task("study", total=len(todo))
 
         def one(stage: Stage) -> None:
-            if any(future.done() and future.exception() for future in started):
+            if failed and not independent:
                 return  # what failed may be what it stands on
-            stage.run(folder, threads)
+            try:
+                stage.run(folder, threads)
+                told = "done"
+            except StageError as error:
+                failed.append(error)
+                told = "failed"
             bar.advance(task)
-            bar.console.print(f"study {folder.name}: {stage.name} done", highlight=False)
+            bar.console.print(f"study {folder.name}: {stage.name} {told}", highlight=False)
 
-        started: list[Future[None]] = []
-        started += [pool.submit(one, stage) for stage in todo]
-        for future in started:
-            future.result()
+        list(pool.map(one, todo))
+    if failed:
+        raise failed[0]
