@@ -41,6 +41,7 @@ class Example:
     Arguments:
         day: the valid day.
         coast: land fraction, or where rain is ever observed, (H, W); None where neither is known.
+        guess: the background, or the climatology of the day where there was none.
         observed: what was assimilated, by modality, on a grid and at stations.
         space: of the observations; in ``latent`` space no modality itself is observed.
     """
@@ -49,6 +50,7 @@ class Example:
     spec: StateSpec
     coast: np.ndarray | None
     truth: np.ndarray
+    guess: np.ndarray
     members: np.ndarray
     observed: dict[str, list[Observed]]
     space: str
@@ -149,6 +151,23 @@ def state_maps(example: Example, modality: Modality) -> Figure:
         _map(panels[1, 1], example, spread, "spread", units, "BuPu", Normalize(0, upper))
         signed = Normalize(-largest, largest)
         _map(panels[1, 2], example, error, "error of the mean", units, "RdBu_r", signed)
+        figure.suptitle(f"{modality.name.capitalize()}{at}, {example.day}", x=0.01, ha="left", weight="bold")
+    return figure
+
+
+def increment_maps(example: Example, modality: Modality) -> Figure:
+    """What the observations made of the background, beside what would have been right; one scale."""
+    channel = shown_channel(modality)
+    part = example.spec.channels(modality.name).start + channel
+    increment, wanted = example.mean[part] - example.guess[part], example.truth[part] - example.guess[part]
+    largest = float(np.nanpercentile(np.abs(wanted), 99.5)) or 1.0
+    style = modality.units, "RdBu_r", Normalize(-largest, largest)
+    at = f" at {modality.level_hpa[channel]} hPa" if modality.level_hpa else ""
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(7.6, 2.9))
+        panels = figure.subplots(1, 2, sharex=True, sharey=True)
+        _map(panels[0], example, increment, "analysis mean minus background", *style)
+        _map(panels[1], example, wanted, "truth minus background", *style)
         figure.suptitle(f"{modality.name.capitalize()}{at}, {example.day}", x=0.01, ha="left", weight="bold")
     return figure
 

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from sample import figures
 from sample.config import SampleConfig
 from sample.figures import Example, label
+from sample.observation_report import observed
+from sample.sentences import costs, counted, rivals, sentences
+from sample.structure_report import ranks, weather
 from slams.config import to_yaml
-from slams.page import cards, document, figure, table
+from slams.page import cards, difference, document, figure, legend, table
 
-# A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
-RELIABLE_WITHIN = 0.1
-FEW_BLOCKS = 10
 PROFILE_WORDS = "Scores by level, on a logarithmic pressure axis."
 
 
@@ -47,82 +47,8 @@ def rows(scores: dict[str, Any]) -> list[Row]:
     return found
 
 
-def sentences(scores: dict[str, Any]) -> list[str]:
-    """What the numbers say, in words: the analysis and its rivals, its spread, how sure all this is."""
-    return [sentence for sentence in (_skill(scores), _spread(scores), _certainty(scores)) if sentence]
-
-
-def costs(scores: dict[str, Any]) -> list[str]:
-    """What withholding each modality cost, in words."""
-    return [_cost(scores, name, pair["rmse"]) for name, pair in scores["withholding"].items()]
-
-
-def _skill(scores: dict[str, Any]) -> str:
-    """The RMSE beside that of the hardest baseline."""
-    systems, units = scores["systems"], scores["units"]
-    own = systems["analysis"]["rmse"]["mean"]
-    rivals = _rivals(scores)
-    rival = min(rivals, key=lambda name: rivals[name])
-    difference = scores["confidence"]["analysis_minus"][rival]["rmse"]
-    text = f"The analysis has a {scores['variable']} RMSE of {own:.2f} {units}{_between(scores, 'analysis')}"
-    if difference["value"] >= 0:
-        return f"{text}; it does not beat {label(rival)} ({rivals[rival]:.2f} {units})."
-    percent = round(100 * (1 - own / rivals[rival]))
-    doubt = "" if _excludes_zero(difference) else ", a difference that these dates cannot tell from none"
-    return f"{text}, {percent} % below {label(rival)} ({rivals[rival]:.2f} {units}), the best of the baselines{doubt}."
-
-
-def _rivals(scores: dict[str, Any]) -> dict[str, float]:
-    """RMSE of the baselines that may compete, those that are there."""
-    names = [name for name in figures.BASELINES if name in scores["systems"] and name != "autoencoder"]
-    return {name: scores["systems"][name]["rmse"]["mean"] for name in names}
-
-
-def _between(scores: dict[str, Any], system: str) -> str:
-    interval = scores["confidence"]["systems"][system]["rmse"].get("interval")
-    return f" (95 % interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-
-
-def _excludes_zero(pair: dict[str, Any]) -> bool:
-    return "interval" in pair and (pair["interval"][0] > 0 or pair["interval"][1] < 0)
-
-
-def _spread(scores: dict[str, Any]) -> str:
-    if scores["members"] == 1:
-        return ""
-    ratio = scores["systems"]["analysis"]["spread_skill"]["mean"]
-    if abs(ratio - 1) <= RELIABLE_WITHIN:
-        verdict = "its members are about as far apart as they are from the truth, as they should be"
-    else:
-        verdict = "it is over-confident" if ratio < 1 else "it is less sure than it could be"
-    return f"Its spread-skill ratio is {ratio:.2f}: {verdict}."
-
-
-def _cost(scores: dict[str, Any], name: str, pair: dict[str, Any]) -> str:
-    """What a withheld modality was worth."""
-    text = f"Withholding {name} changes the RMSE by {pair['value']:+.3f} {scores['units']}"
-    if "interval" not in pair:
-        return f"{text}; these dates are too few to say how surely."
-    low, high = pair["interval"]
-    verdict = "excludes 0" if _excludes_zero(pair) else "includes 0, so no effect is shown"
-    return f"{text} (95 % interval {low:+.3f} to {high:+.3f}, which {verdict})."
-
-
-def _certainty(scores: dict[str, Any]) -> str:
-    n_blocks, n_dates = scores["confidence"]["blocks"], len(scores["dates"])
-    if n_blocks >= FEW_BLOCKS:
-        return ""
-    dates, blocks = _count(n_dates, "date"), _count(n_blocks, "independent block")
-    what = "intervals are rough" if n_blocks > 1 else "no interval can be given"
-    return f"The {dates} make {blocks} of at most five days: {what}."
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.ndarray, config: SampleConfig) -> Path:
-    """Write report.html, maps.png and profiles.png into a folder; returns the page's path.
+    """Write report.html and its figures (maps, profiles, ...; PNG and SVG) into a folder; returns the page's path.
 
     Arguments:
         ranks_CR: rank histogram of each level of the state.
@@ -137,11 +63,15 @@ def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.n
         "summary": " ".join(html.escape(s) for s in sentences(scores)),
         "cards": _cards(scores),
         "table": _table(scores),
+        "differences": _differences(scores),
         "costs": _costs(scores),
         "profiles": figure(profiles, PROFILE_WORDS, folder / "profiles.png") if profiles else "",
         "levels": _levels(scores),
         "maps": figure(figures.state_maps(example, state), _map_words(example), folder / "maps.png"),
-        "ranks": _ranks(ranks_CR),
+        "increment": figure(figures.increment_maps(example, state), _increment_words(scores), folder / "increment.png"),
+        "weather": weather(folder, scores),
+        "ranks": ranks(folder, ranks_CR, scores["levels_hpa"]),
+        "observed": observed(scores.get("observation_space", {})),
         "others": _others(scores, figures.surface_maps(example, others) if others else None),
         "autoencoder": _autoencoder_words(scores),
         "config": html.escape(to_yaml(config)),
@@ -160,15 +90,15 @@ def _provenance(scores: dict[str, Any]) -> str:
 
 def _subtitle(scores: dict[str, Any], example: Example) -> str:
     dates = scores["dates"]
-    when = f"{_count(len(dates), 'date')}, {dates[0]} to {dates[-1]}" if len(dates) > 1 else dates[0]
+    when = f"{counted(len(dates), 'date')}, {dates[0]} to {dates[-1]}" if len(dates) > 1 else dates[0]
     rows, columns = example.spec.grid.shape
-    return f"{when} &middot; {_count(scores['members'], 'member')} &middot; {rows} by {columns} cells"
+    return f"{when} &middot; {counted(scores['members'], 'member')} &middot; {rows} by {columns} cells"
 
 
 def _cards(scores: dict[str, Any]) -> str:
     """The numbers to see first."""
     own, units = scores["systems"]["analysis"], scores["units"]
-    rival, error = min(_rivals(scores).items(), key=lambda pair: pair[1])
+    rival, error = min(rivals(scores).items(), key=lambda pair: pair[1])
     return cards(
         [
             (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
@@ -182,13 +112,70 @@ def _cards(scores: dict[str, Any]) -> str:
 def _table(scores: dict[str, Any]) -> str:
     """The state's scores, the best of those that may compete in bold."""
     units = html.escape(scores["units"])
-    heads = [f"RMSE ({units})", f"95 % interval ({units})", f"CRPS ({units})", "spread-skill"]
+    heads = [
+        f"RMSE ({units})",
+        f"95 % interval ({units})",
+        f"CRPS ({units})",
+        "spread-skill",
+        f"bias ({units})",
+        "W1 (std)",
+    ]
     body = []
     for row in rows(scores):
         best = [row.system == _best(scores["systems"], score) for score in ("rmse", "crps", "spread_skill")]
         cells = [_bold(row.rmse, best[0]), row.interval, _bold(row.crps, best[1]), _bold(row.spread_skill, best[2])]
-        body.append((label(row.system), cells))
+        body.append(
+            (
+                label(row.system),
+                [*cells, _mean(scores, row.system, "bias", "+.3f"), _mean(scores, row.system, "w1", ".3f")],
+            )
+        )
     return table(heads, body)
+
+
+def _mean(scores: dict[str, Any], system: str, score: str, form: str) -> str:
+    """A score with its interval below it."""
+    found = scores["systems"][system].get(score)
+    if found is None:
+        return "-"
+    between = scores["intervals"].get(system, {}).get(score, {}).get("mean")
+    under = f"<small>{between[0]:{form}} to {between[1]:{form}}</small>" if between else ""
+    return f"{found['mean']:{form}}{under}"
+
+
+def verdict(scores: dict[str, Any], system: str, score: str, level: str = "mean") -> str:
+    """What the analysis' difference to a system says: a mark of `slams.page.MARKS`; ``open`` shows none."""
+    found = scores["differences"][system][score][level]
+    if not found["significant"]:
+        return "open"
+    if score == "spread_skill":
+        own, rival = (abs(scores["systems"][name][score][level] - 1) for name in ("analysis", system))
+        return "better" if own < rival else "worse"
+    return "better" if found["value"] < 0 else "worse"
+
+
+DIFFERENCES = {"rmse": "RMSE", "crps": "CRPS"}
+MEANINGS = {"better": "the analysis is better", "worse": "it is worse", "open": "no difference shown"}
+
+
+def _differences(scores: dict[str, Any]) -> str:
+    """The analysis minus each of the others, by level, folded away; the first column open."""
+    names = [str(level) for level in scores["levels_hpa"]]
+    others = [name for name in figures.shown(scores, scores["differences"]) if name != "autoencoder"]
+    heads = ["mean", *(f"{name} hPa" for name in names)]
+    body: list[tuple[str, list[str]]] = []
+    for score, title in DIFFERENCES.items():
+        body.append((f"{title} ({scores['units']})", []))
+        body += [(label(name), [_difference(scores, name, score, at) for at in ("mean", *names)]) for name in others]
+    words = "The analysis minus each, on the same dates, with the 95 % interval of the difference."
+    return f'<h3>The analysis minus each</h3>{legend(MEANINGS)}{table(heads, body)}<p class="muted">{words}</p>'
+
+
+def _difference(scores: dict[str, Any], system: str, score: str, level: str) -> str:
+    found = scores["differences"][system][score][level]
+    between = found.get("interval")
+    under = f"{between[0]:+.2f} to {between[1]:+.2f}" if between else "no interval"
+    return difference(verdict(scores, system, score, level), f"{found['value']:+.2f}", under)
 
 
 def _costs(scores: dict[str, Any]) -> str:
@@ -246,17 +233,10 @@ def _map_words(example: Example) -> str:
     )
 
 
-def _ranks(ranks_CR: np.ndarray) -> str:
-    """The rank histogram and the share of truth outside the ensemble."""
-    n_ranks = ranks_CR.shape[1]
-    if n_ranks < 3:
-        return ""
-    outside = 100 * float(ranks_CR[:, [0, -1]].sum(axis=1).mean())
-    words = (
-        f"How often the truth takes each rank among the members, all levels together. It lies outside the ensemble in "
-        f"{outside:.1f} % of cells; {200 / n_ranks:.1f} % is expected. A U shape is too little spread, a dome too much."
-    )
-    return "<h2>Rank histogram</h2>" + figure(figures.rank_histogram(ranks_CR), words)
+def _increment_words(scores: dict[str, Any]) -> str:
+    """Whether there was a background is told by who competes."""
+    what = "the background it was given" if "persistence" in scores["systems"] else "the climatology of the day"
+    return f"What the analysis changed of {what}, and what would have been right, in the same colours."
 
 
 def _autoencoder_words(scores: dict[str, Any]) -> str:
@@ -273,12 +253,16 @@ $cards
 $table
 <p class="muted">Area-weighted means over all cells, dates and levels; bold is best. The baselines are given the same
 observations as the analysis; a single field has no spread, and its CRPS is its mean absolute error. $autoencoder</p>
+$differences
 $costs
 $profiles
 $levels
 <h2>One date</h2>
 $maps
+$increment
+$weather
 $ranks
+$observed
 $others
 <h2>Where it comes from</h2>
 <p>To make this page again: <code>python -m sample verify CONFIG</code>, with this configuration.</p>

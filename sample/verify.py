@@ -29,6 +29,7 @@ from sample import report
 from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
+from sample.observation_space import observation_space
 from sample.sums import SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
@@ -59,7 +60,8 @@ def verify(config: SampleConfig) -> dict[str, Any]:
         * ``spectra``      {LEVEL: {"wavenumber", "members", "mean", "truth", "increment": [...]}}, no mean; the
                            increment is the mean minus the background, or minus the climatology without one,
         * ``ranks``        {LEVEL: [share of each rank]} of the analysis, no mean,
-        * ``truth``        {"unstable": {LEVEL: number}}.
+        * ``truth``        {"unstable": {LEVEL: number}},
+        * ``observation_space``  see `sample.observation_space`.
 
         ``unstable`` is told of layers, each by the level at its bottom. ``other_modalities`` {name: {``units``,
         ``systems``, ``intervals``, ``differences``}}; beside these ``confidence`` (the means alone), ``withholding``,
@@ -74,6 +76,10 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     case = open_case(config)
     found = tallied(case, config.verify.processes)
     scores = _scores(case, found, config)
+    checking = config.verify
+    scores["observation_space"] = observation_space(
+        case.analysis.path, checking.observations, checking.bootstrap, config.seed
+    )
     folder.mkdir(parents=True, exist_ok=True)
     found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)

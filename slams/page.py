@@ -13,11 +13,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 DPI = 150
+CSS_DPI = 96
 PHONE_INCHES = 7  # a broader figure would be too small on a phone, and is scrolled instead
 INK, MUTED, UNSEEN = "#1c2733", "#5b6770", "#e7e9ec"
 # Even in lightness; longwave as a satellite shows it, cold cloud tops white
 COLOURS = {"state": "plasma", "in_situ": "YlGnBu", "ex_situ": "gray_r"}
 COAST = {"gray_r": "#e69f00"}
+# Of differences: told by a sign as well as by a colour; open is one that cannot be told from none
+MARKS = {"better": "▲", "worse": "▼", "other": "◆", "open": "○"}
 FIGURE_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -120,7 +123,8 @@ def figure(drawing: Figure, words: str, path: Path | None = None) -> str:
             drawing.savefig(path.with_suffix(".svg"), metadata={"Date": None}, facecolor="white")
     source = base64.b64encode(drawn.getvalue()).decode()
     caption = html.escape(words)
-    image = f'<img alt="{caption}" src="data:image/png;base64,{source}">'
+    width = round(CSS_DPI * drawing.get_figwidth())  # so that its letters are as large as the page's
+    image = f'<img alt="{caption}" width="{width}" src="data:image/png;base64,{source}">'
     broad = " broad" if drawing.get_figwidth() > PHONE_INCHES else ""
     return f'<figure><div class="wide{broad}">{image}</div><figcaption>{caption}</figcaption></figure>'
 
@@ -131,3 +135,20 @@ def cards(shown: Iterable[tuple[str, str]]) -> str:
         f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>" for number, what in shown
     )
     return f'<div class="cards">{found}</div>'
+
+
+def difference(kind: str, text: str, under: str = "") -> str:
+    """A difference with its mark, one of `MARKS`, and what stands below it; HTML of text."""
+    chip = f'<span class="{kind}">{MARKS[kind]} {html.escape(text)}</span>'
+    return chip + (f"<small>{html.escape(under)}</small>" if under else "")
+
+
+def legend(meanings: dict[str, str], *others: str) -> str:
+    """What marks say, and other words of the kind.
+
+    Arguments:
+        meanings: words by mark.
+    """
+    parts = [f'<span><span class="{kind}">{MARKS[kind]}</span> {html.escape(w)}</span>' for kind, w in meanings.items()]
+    parts += [f"<span>{html.escape(words)}</span>" for words in others]
+    return f'<p class="muted legend">{" ".join(parts)}</p>'

@@ -10,10 +10,10 @@ import re
 from pathlib import Path
 
 from sample.study import figures, tables
-from sample.study.tables import BEST, MARKS, Cell, Study, Table, label, title
-from sample.study.words import COST_WORDS, NOT_THERE, marked, meanings, score_words, standings
+from sample.study.tables import BEST, Cell, Study, Table, label, title
+from sample.study.words import COST_WORDS, NOT_THERE, meanings, score_words, standings
 from slams.contracts.envelope import write_json
-from slams.page import cards, document, figure, table
+from slams.page import cards, difference, document, figure, legend, table
 
 PAGE, CSV, JSON, FIGURES = "report.html", "results.csv", "results.json", "figures"
 BY_CHANCE = 0.05  # of differences that are none, what 95 % intervals take for one
@@ -57,7 +57,7 @@ def _body(folder: Path, study: Study) -> str:
         _section("Beside what was published", *(_published(study, score) for score in scores)),
         *(_section(f"Along {group}", _curves(folder, study, group)) for group in figures.groups(study)),
         _section(f"{scores[study['first_score']]['label']} by level", _profiles(folder, study)),
-        _section("Cost", _table(tables.cost(study), folder), _muted(COST_WORDS)),
+        _section("Cost", _table(tables.cost(study), folder), _muted(f"{COST_WORDS} {NOT_THERE}.")),
         _section("Where it comes from", _provenance(study)),
     ]
     return "\n".join(part for part in parts if part)
@@ -107,13 +107,8 @@ def _findings(study: Study) -> str:
 
 def _legend(study: Study, found: Table) -> str:
     """The marks that a table has, in words."""
-    parts = [
-        f'<span><span class="{kind}">{MARKS[kind]}</span> {html.escape(words)}</span>'
-        for kind, words in meanings(study, found).items()
-    ]
     missing = any(cell.text == tables.MISSING for _, cells in found.rows for cell in cells)
-    parts += [f"<span>{html.escape(NOT_THERE)}</span>"] if missing else []
-    return f'<p class="muted legend">{" ".join(parts)}</p>'
+    return legend(meanings(study, found), *([NOT_THERE] if missing else []))
 
 
 # ---- sections
@@ -159,23 +154,26 @@ def _published(study: Study, score: str) -> str:
 
 
 def _curves(folder: Path, study: Study, group: str) -> str:
-    words = "along {}: mean over the levels. Bars: 95 % interval; open: published, with the range of its runs."
+    words = f"along {group}: mean over the levels. Bars: 95 % interval"
+    published = "; open: published, with the range of its runs"
     drawn = []
     for score in study["scores"]:
         drawing = figures.curves(study, group, score)
         if drawing is not None:
             path = folder / FIGURES / f"{slug('curve', group, score)}.png"
-            drawn.append(figure(drawing, f"{study['scores'][score]['label']} {words.format(group)}", path))
+            told = published if tables.published(study, score).rows else ""
+            drawn.append(figure(drawing, f"{study['scores'][score]['label']} {words}{told}.", path))
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
 
 def _profiles(folder: Path, study: Study) -> str:
+    labels = {setting["name"]: setting["label"] for setting in study["settings"]}
     drawn = []
     for setting in figures.chosen(study):
         drawing = figures.profiles(study, setting)
         if drawing is not None:
             path = folder / FIGURES / f"{slug('profile', setting)}.png"
-            drawn.append(figure(drawing, f"By level, {setting}. Shaded: 95 % interval.", path))
+            drawn.append(figure(drawing, f"By level, {labels[setting]}. Shaded: 95 % interval.", path))
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
 
 
@@ -204,11 +202,11 @@ def _table(found: Table, folder: Path | None = None) -> str:
 
 
 def _cell(cell: Cell, folder: Path | None) -> str:
-    text, under = html.escape(marked(cell)), html.escape(cell.under)
+    text, under = html.escape(cell.text), html.escape(cell.under)
     if cell.text == tables.MISSING:
         return f'<span class="missing">{text}</span>'
     if cell.verdict:
-        text = f'<span class="{cell.verdict}">{text}</span>'
+        return difference(cell.verdict, cell.text, cell.under)
     if cell.link:
         under = f'<a href="{html.escape(Path(os.path.relpath(cell.link, folder)).as_posix())}">{under}</a>'
     return (f"<b>{text}</b>" if cell.best else text) + (f"<small>{under}</small>" if under else "")

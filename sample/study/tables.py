@@ -15,7 +15,6 @@ from typing import Any, Literal
 Study = dict[str, Any]
 Verdict = Literal["better", "worse", "other", "open"]
 MEAN = "mean"
-MARKS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "other": "◆", "open": "○"}
 BEST = {"one": 1.0, "zero": 0.0}  # of scores that have a best value between others
 MISSING = "–"  # noqa: RUF001  a dash as wide as a digit
 FIELDS = ("value", "low", "high", "difference", "difference_low", "difference_high", "significant")

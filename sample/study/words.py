@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 
 from sample.study import tables
-from sample.study.tables import MARKS, Cell, Study, Table, label, rivals, title, verdict
+from sample.study.tables import Cell, Study, Table, label, rivals, title, verdict
+from slams.page import MARKS
 
 COST_WORDS = "Processor time of each case: drawing all members on all dates, and verifying them."
 SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
