@@ -102,6 +102,8 @@ class StudyConfig:
         findings: claims to be held against the scores.
         only_settings, only_systems: leave the others out; empty = all.
         quick: what to change in this file for a trial of minutes, as words ``key.path=value``.
+        wandb: where page, tables and figures are logged, as one artifact; ``offline`` keeps the record in the folder.
+        project: its name on wandb.
     """
 
     folder: str
@@ -124,6 +126,8 @@ class StudyConfig:
     only_settings: list[str] = field(default_factory=list)
     only_systems: list[str] = field(default_factory=list)
     quick: list[str] = field(default_factory=list)
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "slams"
 
     def __post_init__(self) -> None:
         for name in (*self.settings, *self.systems, *self.data):

@@ -1,0 +1,262 @@
+"""Studies: one command runs what is missing, cases are compared on the same dates, claims can fail."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from chain import ROOT, finish, start
+
+from sample.__main__ import main as sample
+from sample.study.config import FindingConfig, SettingConfig, StudyConfig, SystemConfig
+from sample.study.findings import findings
+from sample.study.plan import nearest_divisor, planned
+from sample.study.results import KINDS, published_scores
+from sample.study.scored import Scored
+from sample.sums import SCORES, Sums
+from slams.config import load
+
+STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+DATES = np.arange("2003-01-01", "2003-12-27", 15, dtype="datetime64[D]")
+
+
+@pytest.fixture(scope="module")
+def study(chain):
+    """A study of the small planet: the score network and EnOI, on blocks of 4 and of 5 (which are 4) cells."""
+    folder = chain.folder
+    drawn = " ".join(chain.sample(f"archive={folder}/archive.zarr")[1:]).replace("verify.bootstrap=50", "")
+    words = " ".join(w for w in drawn.split() if not w.startswith(("folder=", "observations=")))
+    every = "method=enoi enoi.half_width_km=[6000] enoi.inflation=[0.5,0.7] enoi.tuning_dates=2"
+    every += " enoi.validation={validation}"
+    document = {
+        "folder": f"{folder}/study",
+        "title": "A small study",
+        "question": "Does it run?",
+        "data": {"planet": " ".join(w for w in chain.prepared if not w.startswith("observe."))},
+        "prepare": ["data_prep archive ${data.planet}"],
+        "observe": " ".join(f"observe.{m}.factor={{factor}}" for m in ("temperature", "precipitation", "olr")),
+        "settings": {
+            "coarse-4": {"group": "coarsening", "value": 4, "factor": 4, "label": "4 x 4 cells"},
+            "coarse-5": {"group": "coarsening", "value": 5, "factor": 5, "label": "5 x 5 cells"},
+        },
+        "systems": {
+            "slams": {"label": "SLAMS", "data": "planet", "sample": words},
+            "enoi": {"label": "EnOI", "data": "planet", "sample": f"{words} {every}", "settings": ["coarse-4"]},
+        },
+        "reference": "slams",
+        "baselines": {"climatology": "slams"},
+        "findings": [
+            {"claim": "EnOI is better than climatology", "systems": ["enoi", "climatology"], "settings": ["coarse-4"]}
+        ],
+        "quick": [f"folder={folder}/quick", "only_systems=[slams]", "only_settings=[coarse-4]", "sample=members=2"],
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    finish(start(["sample", "study", str(path)]))
+    return path
+
+
+def result(study):
+    return json.loads((study.parent / "study" / "results.json").read_text())
+
+
+def test_every_case_is_scored_and_a_missing_one_is_missing(study):
+    found = result(study)["results"]
+    assert set(found["coarse-4"]) == {"slams", "enoi", "climatology"}
+    assert set(found["coarse-5"]) == {"slams", "climatology"}
+    page = (study.parent / "study" / "report.html").read_text()
+    assert "A small study" in page and "Does it run?" in page
+
+
+def test_scores_are_those_of_each_case_and_differences_are_theirs(study):
+    own, found = result(study), {}
+    for system in ("slams", "enoi"):
+        scores = json.loads((study.parent / f"study/cases/coarse-4/{system}/verify/scores.json").read_text())
+        found[system] = scores["systems"]["analysis"]
+        for score in ("crps", "rmse"):
+            for level in ("mean", "500"):
+                value = own["results"]["coarse-4"][system][score][level]["value"]
+                assert value == pytest.approx(found[system][score][level], rel=1e-9)
+    gap = own["differences"]["coarse-4"]["enoi"]["crps"]["mean"]
+    assert gap["value"] == pytest.approx(found["enoi"]["crps"]["mean"] - found["slams"]["crps"]["mean"], rel=1e-9)
+    low, high = gap["interval"]
+    assert low <= gap["value"] <= high and gap["significant"] == (low > 0 or high < 0)
+
+
+def test_a_factor_that_does_not_divide_the_grid_is_replaced_and_said(study):
+    notes = {setting["name"]: setting["note"] for setting in result(study)["settings"]}
+    assert notes["coarse-4"] == "" and notes["coarse-5"] == "5 does not divide the grid; 4 in its place"
+    both = [result(study)["results"][setting]["slams"]["rmse"]["mean"]["value"] for setting in ("coarse-4", "coarse-5")]
+    assert both[0] == both[1]
+
+
+def test_the_same_command_finds_all_done(study):
+    products = list((study.parent / "study" / "cases").rglob("analysis.zarr/zarr.json"))
+    before = [product.stat().st_mtime_ns for product in products]
+    marks = {path: path.stat().st_mtime_ns for path in (study.parent / "study" / "marks").iterdir()}
+    finish(start(["sample", "study", str(study)]))
+    assert len(products) == 3 and before == [product.stat().st_mtime_ns for product in products]
+    assert marks == {path: path.stat().st_mtime_ns for path in (study.parent / "study" / "marks").iterdir()}
+
+
+def test_killed_within_a_case_it_goes_on(study):
+    """What the killed stage had drawn stays drawn; its mark was not there."""
+    folder = study.parent / "study"
+    before = result(study)
+    (folder / "marks" / "coarse-4--enoi.json").unlink()
+    finish(start(["sample", "study", str(study), "--only", "coarse-4/enoi", "--processes", "2"]))
+    after = result(study)
+    assert after["results"] == before["results"] and after["differences"] == before["differences"]
+
+
+def test_another_command_upstream_makes_its_cases_run_again(study):
+    config = load(StudyConfig, study)
+    one, other = (planned(c, (16, 32)) for c in (config, replace(config, observe=f"{config.observe} observe.seed=3")))
+    case = ("coarse-4", "slams")
+    assert one.cases[case].commands == other.cases[case].commands
+    assert one.cases[case].done(Path(config.folder)) and not other.cases[case].done(Path(config.folder))
+
+
+def test_quick_is_the_files_own_trial(study):
+    finish(start(["sample", "study", str(study), "--quick"]))
+    found = json.loads((study.parent / "quick" / "results.json").read_text())
+    assert found["members"] == {"slams": 2} and list(found["results"]) == ["coarse-4"]
+
+
+def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
+    assert sample(["study", str(study), "folder=nowhere", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "7 stages, 7 left" in out and "observe.temperature.factor=4" in out
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--only", "coarse-4/var"], "--only coarse-4/var: is no case"),
+        (["reference=var"], "reference: 'var' is not among slams, enoi"),
+        (["only_settings=[coarse-6]"], "only_settings: 'coarse-6'"),
+        (["--processes", "0"], "--processes: 0 is not allowed"),
+        (["observe=observe.temperature.factor={size}"], "nothing fills 'size'"),
+        (["published=none.csv"], "none.csv"),
+        (["systems.slams.data=moon"], "systems.slams.data: 'moon'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(study, capsys, words, named):
+    assert sample(["study", str(study), *words]) == 2
+    err = capsys.readouterr().err
+    assert named in err and err.count("\n") == 1
+
+
+def test_a_stage_that_fails_says_why_and_keeps_the_others(study):
+    words = (f"folder={study.parent}/failing", "systems.enoi.sample=missing.yaml", "only_settings=[coarse-4]")
+    process = start(["sample", "study", str(study), *words])
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 2 and err.count("\n") == 1
+    assert "stage coarse-4/enoi" in err and "missing.yaml: no such file" in err
+    found = json.loads((study.parent / "failing" / "results.json").read_text())["results"]
+    assert set(found["coarse-4"]) == {"slams", "climatology"}
+
+
+# Claims, by sums whose scores are known exactly
+
+
+def scored(errors):
+    """RMSE at two levels of systems by setting: {(setting, system): (error at 10 hPa, at 500 hPa) by date}."""
+    sums = {}
+    for case, error in errors.items():
+        total = np.square(np.broadcast_to(np.asarray(error, float), (len(DATES), 2)))[:, None]
+        sums[case] = Sums(DATES, {("analysis", "t", "rmse"): (total, np.ones((len(DATES), 2)))})
+    systems = {system for _, system in errors}
+    own = {"one": "analysis", "two": "analysis"}
+    return Scored(DATES, sums, own, "t", [10, 500], "K", dict.fromkeys(systems, 1))
+
+
+def asked(finding):
+    """Of a study of RMSE with settings 4, 8, 16."""
+    settings = {f"c-{n}": SettingConfig("coarse", n, "", n) for n in (4, 8, 16)}
+    systems = {name: SystemConfig(name, "", "d") for name in ("one", "two")}
+    fixed = {"folder": "f", "title": "", "question": "", "data": {"d": ""}, "reference": "one", "scores": ["rmse"]}
+    return StudyConfig(**fixed, settings=settings, systems=systems, findings=[finding])
+
+
+def judged(finding, errors):
+    (found,) = findings(asked(finding), scored(errors))
+    return found
+
+
+def test_better_holds_fails_or_cannot_be_told():
+    claim = FindingConfig("one is better", ["one", "two"], settings=["c-4"])
+    wave = np.where(np.arange(len(DATES)) % 2, 3.0, 1.0)[:, None]
+    assert judged(claim, {("c-4", "one"): 1, ("c-4", "two"): 2})["holds"] is True
+    assert judged(claim, {("c-4", "one"): 2, ("c-4", "two"): 1})["holds"] is False
+    assert judged(claim, {("c-4", "one"): wave, ("c-4", "two"): 4 - wave})["holds"] is None
+    assert judged(claim, {("c-4", "one"): 1})["holds"] is None  # the other was not run
+    both = FindingConfig("one is better", ["one", "two"], settings=["c-4", "c-8"])
+    errors = {("c-4", "one"): 1, ("c-4", "two"): 2, ("c-8", "one"): 2, ("c-8", "two"): 1}
+    assert judged(both, errors)["holds"] is False
+
+
+def test_levels_are_those_of_the_claim():
+    errors = {("c-4", "one"): (1, 5), ("c-4", "two"): (2, 2)}
+    for levels, holds in (([10], True), ([500], False), ([], False)):
+        claim = FindingConfig("one is better", ["one", "two"], settings=["c-4"], levels_hpa=levels)
+        assert judged(claim, errors)["holds"] is holds
+
+
+def test_crossover_is_found_where_it_is():
+    def errors(*one):
+        return {(f"c-{n}", "one"): e for n, e in zip((4, 8, 16), one, strict=True)} | {
+            (f"c-{n}", "two"): 2 for n in (4, 8, 16)
+        }
+
+    claim = FindingConfig("crossover", ["one", "two"], kind="crossover", group="coarse", between=[8, 16])
+    assert judged(claim, errors(1, 1.5, 3))["holds"] is True
+    early = judged(claim, errors(1, 3, 4))
+    assert early["holds"] is False and "between 4 and 8" in early["evidence"]
+    assert judged(claim, errors(3, 1, 1))["holds"] is False  # the other way round
+    assert judged(claim, errors(1, 3, 1))["holds"] is False  # and back
+    assert judged(claim, {("c-4", "one"): 1, ("c-4", "two"): 2})["holds"] is None
+
+
+@pytest.mark.parametrize(("factor", "shape", "nearest"), [(12, (32, 64), 16), (15, (48, 96), 16), (20, (48, 96), 24)])
+def test_nearest_divisor(factor, shape, nearest):
+    assert nearest_divisor(factor, shape) == nearest
+
+
+@pytest.mark.parametrize("factor", range(1, 40))
+def test_nearest_divisor_by_trial(factor):
+    found = nearest_divisor(factor, (120, 240))
+    fitting = [n for n in range(1, 61) if 120 % n == 0 and 240 % n == 0]
+    assert found in fitting and all(abs(found - factor) <= abs(n - factor) for n in fitting)
+
+
+def test_published_scores_are_those_of_the_paper():
+    """Means over the levels as printed beside the published tables; their range over the re-runs holds them."""
+    found = published_scores(str(ROOT / "configs/studies/published_w1.csv"))
+    printed = {"coarse-4": (0.020, 0.184, 0.160, 0.204), "gap-16": (0.438, 0.188, 0.188, 0.236)}
+    for setting, values in printed.items():
+        for system, value in zip(("pixel", "latent", "in-situ", "ex-situ"), values, strict=True):
+            mean = found[setting][system]["w1"]["mean"]
+            assert mean["value"] == pytest.approx(value, abs=6e-4)
+            assert mean["lowest"] <= mean["value"] <= mean["highest"]
+    assert found["coarse-20"]["pixel"]["w1"]["mean"]["lowest"] == pytest.approx(0.300, abs=6e-4)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies_of_the_project_are_whole(path):
+    config = load(StudyConfig, path)
+    plan = planned(config, (32, 64))
+    assert set(config.cases) == set(plan.cases) and len(plan.stages) > len(config.cases)
+    assert load(StudyConfig, path, config.quick).cases
+    if config.published:
+        with (ROOT / config.published).open() as file:
+            named = {(row["setting"], row["system"]) for row in csv.DictReader(file)}
+        assert named == set(config.cases)
+
+
+def test_every_score_has_its_words():
+    assert set(KINDS) == set(SCORES)
