@@ -133,11 +133,12 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
     found: list[dict[str, Any]] = []
     shape: tuple[int, ...] = ()
     with path.open("wb") as file, tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar:
-        for time, run, data, shape in chain.from_iterable(ahead(encoded(frames, keepbits))):
+        for time, run, data, of_frame in chain.from_iterable(ahead(encoded(frames, keepbits))):
             member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
             member.size = len(data)
             place = {"offset": tar.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
             tar.addfile(member, BytesIO(data))
+            shape = of_frame
             found.append({"time": str(time), "run": int(run)} | place | {"crc32": zlib.crc32(data)})
     if not found:
         path.unlink()
