@@ -71,7 +71,7 @@ td.said { text-align: left; white-space: normal; min-width: 16rem; }
 .other { background: #e7e3f3; color: #43317a; font-weight: 600; }
 .open, .missing { color: var(--muted); }
 .badge { border-radius: .3rem; padding: .1rem .45rem; font-size: .85rem; font-weight: 600; white-space: nowrap; }
-.legend span { white-space: nowrap; } .legend > span { display: inline-block; margin-right: 1.1rem; }
+.legend > span { display: inline-block; margin-right: 1.1rem; }
 .plain { list-style: none; padding: 0; } .plain li { margin: .7rem 0; }
 .plain small { display: block; color: var(--muted); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 0 1.5rem; }

@@ -1,6 +1,8 @@
 """A study as its results have it, made up but likely: missing cases, published values, differences that are and are
 not."""
 
+from copy import deepcopy
+
 LEVELS = [50, 200, 500, 850]
 SYSTEMS = {
     "score": "score model, all modalities",
@@ -82,11 +84,11 @@ def made():
         "question": "Who is nearest to the truth, the more the observations are coarsened or disturbed?",
         "summary": ["The score model is ahead where observations are coarse."],
         "units": "K",
-        "levels_hpa": LEVELS,
+        "levels_hpa": list(LEVELS),
         "systems": {name: {"label": label} for name, label in SYSTEMS.items()},
         "reference": REFERENCE,
         "settings": [dict(zip(("name", "group", "value", "label", "note"), s, strict=True)) for s in SETTINGS],
-        "scores": SCORES,
+        "scores": deepcopy(SCORES),
         "first_score": "crps",
         "results": results,
         "differences": differences,

@@ -1,0 +1,285 @@
+"""The page of a study says what the study found: no difference without its verdict, nothing missing as a number."""
+
+import csv
+import json
+import re
+
+import pytest
+import wandb
+from studies import CRPS, REFERENCE, SCORES, SETTINGS, SYSTEMS, made
+from test_report import Page
+
+from sample.study import figures, tables
+from sample.study.record import log_to_wandb
+from sample.study.report import write
+from sample.study.words import markdown
+
+DASH = tables.MISSING
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("study") / "fair"
+    assert write(found, made()) == found / "report.html"
+    return found
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return (folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def cell(study, table, setting, system):
+    """A cell of a table by setting and system."""
+    label = next(each[3] for each in SETTINGS if each[0] == setting)
+    (row,) = (cells for name, cells in table.rows if name == label and cells)
+    return row[table.heads.index(SYSTEMS[system])]
+
+
+def test_the_page_stands_alone(text, page):
+    without = re.sub(r'src="data:image/png;base64,[^"]*"', "", text)
+    assert "//" not in without, "no address outside the page"
+    assert "src=" not in without and "<script" not in text
+    assert page.images and all(image["alt"] and image["src"].startswith("data:image/png") for image in page.images)
+
+
+def test_every_sentence_is_there(page):
+    study = made()
+    said = [study["title"], study["question"], *study["summary"], study["rerun"]]
+    said += [each[part] for each in study["findings"] for part in ("claim", "evidence")]
+    said += [setting["note"] for setting in study["settings"]]
+    for sentence in said:
+        assert sentence in page.text, sentence
+    for words in ("✓ holds", "✗ does not hold", "? cannot be told"):
+        assert page.text.count(words) == 1
+
+
+def test_it_says_how_often_a_system_is_better_worse_or_neither(page):
+    """0.52 to 0.55, 0.97 to 0.95 and 1.11 to 1.04, known to 3 %; two settings are not shared."""
+    sentence = "in 3 settings: better in 1, worse in 1, not to be told apart in 1."
+    assert f"By CRPS, {SYSTEMS['alone']} beside {SYSTEMS[REFERENCE]}, {sentence}" in page.text
+
+
+@pytest.mark.parametrize(
+    ("better", "gap", "significant", "kind"),
+    [
+        ("low", -1.0, True, "better"),
+        ("low", 1.0, True, "worse"),
+        ("high", -1.0, True, "worse"),
+        ("low", -1.0, False, "open"),
+        ("one", 0.3, True, "better"),  # 0.6 becomes 0.9
+        ("one", 0.9, True, "worse"),  # 0.6 becomes 1.5
+        ("zero", -0.9, True, "better"),  # 0.6 becomes -0.3
+        ("", 1.0, True, "other"),
+    ],
+)
+def test_a_verdict_knows_which_value_is_best(better, gap, significant, kind):
+    study = made()
+    study["scores"]["crps"] = SCORES["crps"] | {"better": better}
+    for system, value in (("score", 0.6 + gap), (REFERENCE, 0.6)):
+        study["results"]["coarse-4"][system]["crps"]["mean"]["value"] = value
+    difference = {"value": gap, "interval": [gap - 2, gap + 2], "significant": significant}
+    study["differences"]["coarse-4"]["score"]["crps"]["mean"] = difference
+    assert tables.verdict(study, "coarse-4", "score", "crps") == kind
+    assert cell(study, tables.differences(study, "crps"), "coarse-4", "score").verdict == kind
+
+
+def test_a_difference_looks_unlike_one_that_is_none(tmp_path):
+    """The same number, once shown to be one and once not: another sign and another colour."""
+    drawn = []
+    for significant in (True, False):
+        study = made()
+        study["differences"]["coarse-8"]["alone"]["crps"]["mean"]["significant"] = significant
+        text = write(tmp_path, study).read_text()
+        drawn.append(re.findall(r'<span class="(\w+)">(.) \+0.020</span>', text))
+    assert drawn == [[("worse", "▼")], [("open", "○")]]
+
+
+def test_every_difference_of_the_page_has_its_sign_and_every_sign_its_words(text, page):
+    chips = re.findall(r'<td><span class="(better|worse|other|open)">(.)? ?([+-][\d.]+)</span>', text)
+    study = made()
+    shared = [setting for setting in CRPS if REFERENCE in study["results"][setting]]
+    in_scorecard = 3 * len(shared) * 5
+    in_tables = sum(
+        len(study["differences"][setting][name]) for setting in shared for name in SYSTEMS if name != REFERENCE
+    )
+    assert len(chips) == in_scorecard + in_tables
+    signs = {"better": "▲", "worse": "▼", "other": "◆", "open": "○"}
+    assert all(sign == signs[kind] for kind, sign, _ in chips)
+    assert {kind for kind, _, _ in chips} == set(signs)
+    for words in ("better than", "worse than", "neither better nor worse", "no difference shown"):
+        assert words in page.text
+    assert not [row for row in page.rows for each in row if re.match(r"[+-]\d", each)], "a difference without a sign"
+
+
+def test_the_scorecard_is_in_per_cent_of_the_reference():
+    study, found = made(), tables.scorecard(made())
+    first = next(number for number, (name, _) in enumerate(found.rows) if name == SYSTEMS["score"])
+    assert found.heads == ["mean", "50 hPa", "200 hPa", "500 hPa", "850 hPa"]
+    name, cells = found.rows[first + 2]
+    assert name == study["settings"][1]["label"]
+    assert cells[0].text == f"{100 * (0.81 - 0.95) / 0.95:+.0f}" == "-15"
+
+
+def test_what_is_missing_is_no_number(page):
+    study = made()
+    for setting, system in (("noise-2", "score"), ("coarse-16", REFERENCE)):
+        assert cell(study, tables.results(study, "crps"), setting, system).text == DASH
+    for setting in ("noise-2", "coarse-16"):
+        assert cell(study, tables.differences(study, "crps"), setting, "score").text == DASH
+    assert cell(study, tables.cost(study), "noise-2", "score").text == DASH
+    rows = [row for row in page.rows if row[0] == "one point in 4, noise of 2 std"]
+    assert len(rows) == 3 + 2 * len(SCORES) + 1 and all(set(row[1:]) == {DASH} for row in rows)
+    assert f"{DASH} not run" in page.text
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_value_that_is_no_number_is_missing(value):
+    study = made()
+    study["results"]["coarse-4"]["score"]["crps"]["mean"] = {"value": value}
+    assert cell(study, tables.results(study, "crps"), "coarse-4", "score").text == DASH
+
+
+def test_the_best_of_a_row_is_bold():
+    study = made()
+    for score, best in (("crps", "score"), ("spread_skill", REFERENCE)):  # 1.05, 1.046, 1.04
+        found = tables.results(study, score)
+        assert [name for name in SYSTEMS if cell(study, found, "coarse-4", name).best] == [best]
+    assert not any(each.best for _, cells in tables.results(study, "spread").rows for each in cells)
+
+
+def test_an_interval_stands_below_its_value_and_none_where_there_is_none():
+    study = made()
+    found = cell(study, tables.results(study, "crps"), "coarse-8", "score")
+    assert (found.text, found.under) == ("0.81", f"{0.97 * 0.81:.2f} to {1.03 * 0.81:.2f}")
+    del study["results"]["coarse-8"]["score"]["crps"]["mean"]["interval"]
+    assert cell(study, tables.results(study, "crps"), "coarse-8", "score").under == ""
+
+
+def test_published_values_stand_beside_ours():
+    study = made()  # W1 is 0.012 + 0.01 CRPS
+    rows = dict(tables.published(study, "w1").rows)
+    assert [each.text for each in rows[f"block means of 4 x 4 cells, {SYSTEMS['score']}"]] == [
+        "0.017",
+        "0.014",
+        "in its range",
+    ]
+    assert rows[f"block means of 8 x 8 cells, {SYSTEMS['score']}"][2].text == "below its range"
+    del study["results"]["coarse-8"]["score"]
+    (_, (ours, *_)) = tables.published(study, "w1").rows[-1]
+    assert ours.text == DASH
+
+
+def lines(figure):
+    return {line.get_label(): line for line in figure.axes[0].get_lines() if not line.get_label().startswith("_")}
+
+
+def test_a_curve_has_a_gap_where_a_case_is_missing_and_open_markers_for_what_was_published():
+    drawn = lines(figures.curves(made(), "cells a block", "w1"))
+    assert list(drawn) == [*SYSTEMS.values(), f"{SYSTEMS['score']}, published"]
+    ours, theirs = drawn[SYSTEMS["score"]], drawn[f"{SYSTEMS['score']}, published"]
+    assert list(theirs.get_xdata()) == [4, 8] and list(theirs.get_ydata()) == [0.014, 0.03]
+    assert theirs.get_markerfacecolor() == "white" and theirs.get_color() == ours.get_color()
+    known = [value == value for value in drawn[SYSTEMS[REFERENCE]].get_ydata()]
+    assert known == [True, True, False]
+    figure = figures.curves(made(), "cells a block", "w1")
+    assert figure.axes[0].get_ylim()[1] > 0.034, "the range of the published runs is inside"
+
+
+def test_systems_are_told_apart_without_colour():
+    drawn = lines(figures.curves(made(), "cells a block", "crps")).values()
+    assert len({(line.get_marker(), line.get_linestyle()) for line in drawn}) == len(SYSTEMS)
+
+
+def test_a_group_of_which_one_setting_has_run_is_no_curve():
+    assert figures.groups(made()) == ["cells a block", "noise (std)"]
+    assert figures.curves(made(), "noise (std)", "crps") is None
+
+
+def test_the_files_beside_it_hold_the_same_numbers(folder):
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(made()))
+    with (folder / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    study = made()
+    n = sum(len(levels) for by in study["results"].values() for scores in by.values() for levels in scores.values())
+    assert len(rows) == n
+    for row in rows:
+        found = study["results"][row["setting"]][row["system"]][row["score"]][row["level_hpa"]]
+        assert [float(row["value"]), float(row["low"]), float(row["high"])] == [found["value"], *found["interval"]]
+        difference = study["differences"][row["setting"]].get(row["system"], {}).get(row["score"], {})
+        expected = str(difference[row["level_hpa"]]["significant"]) if difference else ""
+        assert row["significant"] == expected
+    assert [row["published"] for row in rows if row["published"]] == ["0.014", "0.03"]
+
+
+def test_figures_are_files_of_both_kinds(folder):
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names == {f"curve-cells-a-block-{score.replace('_', '-')}" for score in SCORES} | {
+        f"profile-{setting}" for setting in ("coarse-4", "coarse-16", "noise-1")
+    }
+    for name in names:
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
+
+
+def test_writing_again_changes_nothing(folder, text):
+    before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    write(folder, made())
+    assert (folder / "report.html").read_text() == text
+    assert {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} == before
+
+
+def test_a_case_is_reached_from_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = made()
+    target = tmp_path / study["cases"]["coarse-4"]["score"]
+    target.parent.mkdir(parents=True)
+    target.write_text("the case")
+    page = write(tmp_path / "runs" / "fair", study)
+    (link,) = re.findall(r'<a href="([^"]*)">its page</a>', page.read_text())
+    assert (page.parent / link).read_text() == "the case"
+
+
+def test_markdown_has_the_tables_with_their_signs():
+    text = markdown(made())
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 1 + 2 * len(SCORES) + 1
+    for block in blocks:
+        assert len({line.count("|") for line in block}) == 1, "every row has as many cells"
+    assert "| block means of 8 x 8 cells | **0.81** (0.79 to 0.83) | 0.97 (0.94 to 1.00) |" in text
+    assert "○ +0.020 (-0.009 to +0.048)" in text and "▲ -0.140 (-0.168 to -0.111)" in text
+    assert not re.search(r"\| [+-]\d", text.split("### CRPS")[1]), "a difference without a sign"
+    assert f"| one point in 4, noise of 2 std | {DASH} | {DASH} | {DASH} | {DASH} |" in text
+    assert "| Other modalities help at 4 x 4 | cannot be told |" in text
+
+
+def test_names_are_text_not_html(tmp_path):
+    study = made()
+    study["title"], study["systems"]["score"]["label"] = "a < b & c", "<b>bold</b> | model"
+    text = write(tmp_path, study).read_text()
+    assert "<b>bold</b> | model" not in text and "a &lt; b &amp; c" in text
+    assert "<b>bold</b> \\| model" in markdown(study)
+
+
+def test_the_record_is_one_artifact_of_page_tables_and_figures(folder, monkeypatch):
+    logged = []
+    original = wandb.Run.log_artifact
+    monkeypatch.setattr(wandb.Run, "log_artifact", lambda run, made: (logged.append(made), original(run, made))[1])
+    log_to_wandb(folder, made(), "offline", "studies")
+    (artifact,) = (each for each in logged if each.type == "study")  # a table to look at is another
+    names = set(artifact.manifest.entries)
+    assert {"report.html", "results.csv", "results.json"} < names
+    assert {name for name in names if name.startswith("figures/")} == {
+        f"figures/{path.name}" for path in (folder / "figures").iterdir()
+    }
+    assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_disabled_record_leaves_nothing(tmp_path):
+    log_to_wandb(tmp_path, made(), "disabled", "studies")
+    assert not list(tmp_path.iterdir())
