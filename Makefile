@@ -9,7 +9,7 @@ EXTRA_WORLD = $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.
 # Studies of an hour, which say how good an analysis is and not how fast a program.
 STUDIES := benchmarks/frontier.py benchmarks/calibration.py benchmarks/twin.py
 
-.PHONY: demo test test-slow test-slurm lint bench bench-sampler clean
+.PHONY: demo test test-slow test-slurm lint bench bench-sampler results clean
 
 demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, about 18 minutes
 	$(RUN) -m data_prep world configs/data_prep/tiny.yaml
@@ -55,6 +55,9 @@ bench-sampler: .venv/ready  ## cost and accuracy of the samplers, an hour, after
 	$(PYTHON) -m venv .venv-world
 	.venv-world/bin/pip install --quiet $$($(EXTRA_WORLD))
 	touch $@
+
+results:  ## docs/results.md from the studies that were run
+	(echo "# Results"; echo; cat runs/studies/*/results.md) > docs/results.md
 
 clean:
 	rm -rf runs build *.egg-info

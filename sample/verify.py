@@ -29,7 +29,7 @@ from sample import report
 from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
-from sample.observation_space import observation_space
+from sample.observation_space import observation_space, write_csv
 from sample.sums import SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
@@ -49,7 +49,7 @@ Estimates = dict[str, dict[str, Estimate]]
 def verify(config: SampleConfig) -> dict[str, Any]:
     """Score every product of a run; write ``verify/`` into its folder.
 
-    There: scores.json, scores.csv, sums.npz (`sample.sums`), report.html, figures.
+    There: scores.json, scores.csv, observations.csv, sums.npz (`sample.sums`), report.html, figures.
 
     Returns:
         What scores.json holds. Of the state, LEVEL being hPa as text or "mean" over the levels:
@@ -83,6 +83,7 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)
+    write_csv(folder / "observations.csv", scores["observation_space"])
     daily = found.sums.daily("analysis", case.state.name, "rmse").mean(axis=1)
     typical = int(np.argsort(daily)[len(case.time) // 2])
     page = report.write(folder, scores, case.example(typical), _ranks(case, found), config)

@@ -15,8 +15,11 @@ from sample.study.config import StudyConfig
 from sample.study.plan import Plan, grid_shape, planned, preparations
 from sample.study.results import study
 from sample.study.stages import Stage, complete
+from sample.study.words import markdown
 from slams.config import ConfigError, load, to_yaml
 from slams.contracts.envelope import ContractError
+
+RECORD = "results.md"
 
 
 def main(arguments: list[str]) -> int:
@@ -70,9 +73,13 @@ def _load(words: argparse.Namespace) -> StudyConfig:
 
 
 def _write(config: StudyConfig, plan: Plan, arguments: list[str]) -> Path:
-    found = study(config, plan, shlex.join(["python", "-m", "sample", "study", *arguments]))
+    """Page, tables and record of what there is."""
+    folder, rerun = Path(config.folder), shlex.join(["python", "-m", "sample", "study", *arguments])
+    found = study(config, plan, rerun)
     # by name: whoever only analyses needs no plotting library
-    page: Path = import_module("sample.study.report").write(Path(config.folder), found)
+    page: Path = import_module("sample.study.report").write(folder, found)
+    (folder / RECORD).write_text(f"## {config.title}\n\n{config.question}\n\n{markdown(found)}")
+    import_module("sample.study.record").log_to_wandb(folder, found, config.wandb, config.project)
     return page
 
 
