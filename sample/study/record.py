@@ -46,5 +46,6 @@ def _artifact(folder: Path, about: dict[str, Any]) -> Any:
     artifact = wandb.Artifact(slug("study", folder.resolve().name), "study", metadata=about)
     for name in (PAGE, CSV, JSON):
         artifact.add_file(str(folder / name))
-    artifact.add_dir(str(folder / FIGURES), FIGURES)
+    for figure in sorted((folder / FIGURES).iterdir()):  # a whole folder is announced on the standard error
+        artifact.add_file(str(figure), f"{FIGURES}/{figure.name}")
     return artifact
