@@ -40,7 +40,7 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         ContractError: see `gathered` and `published_scores`.
     """
     scored = gathered(config, plan)
-    settings = config.only_settings or list(config.settings)
+    settings = _by_curve(config)
     systems = list(dict.fromkeys(system for _, system in scored.sums))
     systems = [name for name in (*config.systems, *config.baselines) if name in systems]
     results, differences = _tables(config, scored, settings, systems)
@@ -66,6 +66,13 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "provenance": provenance(),
         "rerun": rerun,
     }
+
+
+def _by_curve(config: StudyConfig) -> list[str]:
+    """The settings, those of a group together and along its curve."""
+    names = config.only_settings or list(config.settings)
+    groups = list(dict.fromkeys(config.settings[name].group for name in names))
+    return sorted(names, key=lambda n: (groups.index(config.settings[n].group), config.settings[n].value))
 
 
 def _tables(
