@@ -102,7 +102,7 @@ def _draw_and_write(made: Run, product: Analysis, unit: Unit, here: Presence) ->
     )  # fmt: skip
     entry: dict[str, Any] = {"unit": unit.name, "days": [str(day) for day in unit.days]}
     entry |= {"members": unit.members.tolist(), "crc32": crc32, "diverged": drawn.diverged}
-    entry |= {"departures": departures} | _background(first_guess)
+    entry |= {"departures": departures} | _background(first_guess) | made.method.told
     entry |= {"seed": made.config.seed, "seconds": round(time.perf_counter() - began, 3)}
     product.close_unit(unit.name, entry | made.checksums | {"provenance": provenance()})
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,11 @@ class Assimilator:
     @property
     def prior(self) -> str:
         return "climatological"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the ledger: nothing but what the configuration says."""
+        return {}
 
     @property
     def checksums(self) -> dict[str, str]:

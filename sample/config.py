@@ -34,7 +34,7 @@ class PeriodConfig:
 
     def __post_init__(self) -> None:
         for name in ("first_day", "last_day"):
-            if not _is_day(getattr(self, name)):
+            if not is_day(getattr(self, name)):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not a date of the form 1989-01-31")
         if self.last_day < self.first_day:
             raise ValueError(f"last_day: {self.last_day} is before first_day, {self.first_day}")
@@ -44,7 +44,7 @@ class PeriodConfig:
             raise ValueError(f"every_days: {self.every_days} is less than segment_days, {self.segment_days}")
 
 
-def _is_day(text: str) -> bool:
+def is_day(text: str) -> bool:
     """Whether a text is an ISO date and nothing else that a library reads as one ("today", "1989-01", "NaT")."""
     try:
         return date.fromisoformat(text).isoformat() == text
@@ -59,7 +59,7 @@ class EnoiConfig:
     Arguments:
         half_width_km: of the localisation, to be tried.
         inflation: of the anomalies' variance, to be tried.
-        half_width_days: of the localisation in time; infinite = none.
+        half_width_days: of the localisation in time; 0 = none.
         season_days: anomalies are of days of the year so near the analysed one's.
         half_window_days: days before and after the analysed one whose observations are used.
         validation: observations of the archive's validation years, made as those that are assimilated; needed where
@@ -69,7 +69,7 @@ class EnoiConfig:
 
     half_width_km: list[float] = field(default_factory=lambda: [6000.0, 10_000.0])
     inflation: list[float] = field(default_factory=lambda: [0.7, 1.0])
-    half_width_days: float = math.inf
+    half_width_days: float = 0.0
     season_days: int = 60
     half_window_days: int = 2
     validation: str = ""
@@ -183,6 +183,8 @@ class SampleConfig:
             raise ValueError("score: is empty; the bundle of a score network is needed")
         if self.method == "enoi" and self.enoi.n_choices > 1 and not self.enoi.validation:
             raise ValueError("enoi.validation: is empty, but half_width_km or inflation leave a choice to be made")
+        if self.method == "enoi" and self.error_inflation:
+            raise ValueError(f"error_inflation: {self.error_inflation} is not for the method enoi; {{}}")
         if self.method == "enoi" and self.period.halo_days < self.enoi.half_window_days:
             raise ValueError(
                 f"period.halo_days: {self.period.halo_days} is less than enoi.half_window_days, "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +16,7 @@ from sample.config import SampleConfig
 from sample.drawn import Drawn
 from slams.baselines import climatology_of
 from slams.contracts.archive import open_archive
+from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Observations, Observed, open_observations
 from slams.enoi import Choice
 from slams.enoi_archive import MOST_ANOMALIES, analysis, tune
@@ -30,13 +33,16 @@ class Interpolator:
 
     def __init__(self, config: SampleConfig) -> None:
         self.config, self.wanted = config, config.enoi
+        self.frames = 2 * self.wanted.half_window_days + 1
         e = config.enoi
-        tried = product(e.half_width_km, e.inflation)
-        self.choices = [Choice(km, e.half_width_days, inflation, e.season_days) for km, inflation in tried]
+        tried, days = product(e.half_width_km, e.inflation), e.half_width_days or np.inf
+        self.choices = [Choice(km, days, inflation, e.season_days) for km, inflation in tried]
         self.archive = open_archive(config.archive)
         self.statistics = climatology_of(self.archive)
         self.checksums = {"statistics_sha256": str(self.archive.attributes["statistics_sha256"])}
-        self.frames = 2 * self.wanted.half_window_days + 1
+        self.validation = self._opened_validation() if len(self.choices) > 1 else None
+        if self.validation is not None:
+            self.checksums |= {"validation_sha256": self.validation.checksum}
 
     @property
     def spec(self) -> StateSpec:
@@ -49,13 +55,18 @@ class Interpolator:
     @cached_property
     def choice(self) -> Choice:
         """The only one, or the best on dates of the validation years."""
-        if len(self.choices) == 1:
+        if self.validation is None:
             return self.choices[0]
-        seen, k = open_observations(self.wanted.validation), self.wanted.half_window_days
-        within = seen.time[k : len(seen.time) - k]
-        dates = within[np.linspace(0, len(within) - 1, self.wanted.tuning_dates).round().astype(int)]
-        read = partial(self._read, seen)
+        dates = self._whole_windows(self.validation.time)
+        dates = dates[np.linspace(0, len(dates) - 1, self.wanted.tuning_dates).round().astype(int)]
+        read = partial(self._read, self.validation)
         return tune(self.archive, self.statistics, dates, read, self.choices, self.config.members)[0]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the ledger: what was chosen, null where nothing localises."""
+        chosen = {name: value if np.isfinite(value) else None for name, value in asdict(self.choice).items()}
+        return {"enoi": chosen}
 
     def draw(
         self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None
@@ -98,6 +109,26 @@ class Interpolator:
         for frame in range(k, n_days - k):
             window = [each.during(slice(frame - k, frame + k + 1)) for each in seen]
             yield frame, from_observations(window, self.spec, np.arange(-k, k + 1))
+
+    def _opened_validation(self) -> Observations:
+        """The observations to tune with.
+
+        Raises:
+            ContractError: they are of another grid or other levels, or of fewer days than a window.
+        """
+        seen = open_observations(self.wanted.validation)
+        for name in seen.names:
+            if name not in self.spec.names or seen.spec.modality(name) != self.spec.modality(name):
+                raise ContractError(f"{seen.path}: its {name} is not that of {self.archive.path}")
+        if seen.spec.grid != self.spec.grid:
+            raise ContractError(f"{seen.path}: has a grid of {seen.spec.grid.shape}, not {self.spec.grid.shape}")
+        if not len(self._whole_windows(seen.time)):
+            raise ContractError(f"{seen.path}: holds {len(seen.time)} days; a window has {self.frames}")
+        return seen
+
+    def _whole_windows(self, time: np.ndarray) -> np.ndarray:
+        """The days whose window is whole."""
+        return time[self.wanted.half_window_days : len(time) - self.wanted.half_window_days]
 
     def _read(self, seen: Observations, day: np.datetime64) -> Listed:
         around = np.arange(-self.wanted.half_window_days, self.wanted.half_window_days + 1)

@@ -23,15 +23,16 @@ Value = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def date_blocks(time: np.ndarray, longest_days: int = 5) -> np.ndarray:
-    """Number of the block each date belongs to, (L,): a run of consecutive days, cut into pieces.
+    """Number of the block each date belongs to, (L,): dates less than so many days apart, cut into pieces as long.
 
-    Weather errors of neighbouring days resemble each other. What is resampled to find how sure a score is must be
-    independent, so blocks are, not days; dates far apart are blocks of one.
+    Weather errors of neighbouring days resemble each other, whether all of them are scored or every second one. What
+    is resampled to find how sure a score is must be independent, so blocks are, not days; dates far apart are blocks of
+    one.
     """
-    gap = np.diff(np.asarray(time, "datetime64[D]")).astype(int) != 1
-    record = np.concatenate([[0], np.cumsum(gap)])
-    position = np.arange(len(record)) - np.searchsorted(record, record)
-    _, block = np.unique(np.stack([record, position // longest_days]), axis=1, return_inverse=True)
+    day = np.asarray(time, "datetime64[D]").astype(int)
+    record = np.concatenate([[0], np.cumsum(np.diff(day) >= longest_days)])
+    position = (day - day[np.searchsorted(record, record)]) // longest_days
+    _, block = np.unique(np.stack([record, position], axis=0), axis=1, return_inverse=True)
     return block.reshape(-1)
 
 

@@ -59,6 +59,9 @@ def test_choice_is_the_best_of_those_tried_on_validation_dates(chain, monkeypatc
     assert sample(chain.sample(*DAYS, *tuned, run="enoi-tuned")[1:]) == 0
     found, given = (xr.open_zarr(chain.folder / name / "analysis.zarr").temperature for name in ("enoi-tuned", "enoi"))
     np.testing.assert_array_equal(found.values, given.values)
+    (entry,) = (chain.folder / "enoi-tuned" / "analysis.zarr" / "ledger").glob("*.json")
+    told = json.loads(entry.read_text())
+    assert told["enoi"]["inflation"] == 0.7 and told["enoi"]["half_width_days"] is None
 
 
 def test_it_beats_the_climatology_that_it_starts_from(chain, product):
@@ -74,6 +77,8 @@ def test_it_beats_the_climatology_that_it_starts_from(chain, product):
         ((*ONE, "period.halo_days=1"), "period.halo_days: 1 is less than enoi.half_window_days, 2"),
         ((*ONE, "enoi.half_width_km=[]"), "half_width_km: [] is not allowed"),
         ((*ONE, "enoi.half_width_km=[30000]"), "half_width_km"),
+        ((*ONE, "error_inflation={olr: 6}"), "error_inflation: {'olr': 6.0} is not for the method enoi"),
+        (("method=enoi", "enoi.validation=nowhere.zarr"), "nowhere.zarr: "),
         ((*ONE, "background=x"), "background: x is not for the method enoi"),
         (("score=",), "score"),
         ((*ONE, "method=3dvar"), "method"),

@@ -24,6 +24,7 @@ def test_days_in_a_row_are_one_block_of_at_most_five():
     year = np.arange("2001-01-01", "2001-02-01", dtype="datetime64[D]")
     days = np.concatenate([year[:7], year[10:12], year[20:21]])
     np.testing.assert_array_equal(date_blocks(days), [0, 0, 0, 0, 0, 1, 1, 2, 2, 3])
+    np.testing.assert_array_equal(date_blocks(days[0] + np.arange(0, 20, 2)), [0, 0, 0, 1, 1, 2, 2, 2, 3, 3])
     counts = resampled_dates(date_blocks(days), 400, np.random.default_rng(0))
     np.testing.assert_array_equal(counts[:, 0], counts[:, 4])
     # four draws of four blocks: each is expected once, with standard error sqrt(3/4 / 400)

@@ -6,6 +6,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+# of each score its label, its unit (empty: that of the field), and which value is best
+KINDS = {
+    "crps": ("CRPS", "", "low"),
+    "rmse": ("RMSE of the mean", "", "low"),
+    "w1": ("W1 of pooled values", "std", "low"),
+    "spread_skill": ("spread-skill", "1", "one"),
+    "spread": ("spread", "", ""),
+    "bias": ("bias", "", "zero"),
+    "unstable": ("share of layers steeper than the dry adiabat", "1", ""),
+    "day_change": ("day-to-day change beside the truth's", "1", "one"),
+}
+BASELINES = ("anomaly_interpolation", "interpolation", "climatology", "persistence", "autoencoder")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -145,8 +157,21 @@ class StudyConfig:
             self._known("findings.settings", finding.settings, self.settings)
         if self.score_every_days < 1:
             raise ValueError(f"score_every_days: {self.score_every_days} is not allowed; at least 1")
-        if not self.scores:
-            raise ValueError("scores: [] is not allowed; at least one")
+        self._known("scores", self.scores, KINDS)
+        self._known("baselines", list(self.baselines), dict.fromkeys(BASELINES))
+        if not self.scores or not self.settings:
+            raise ValueError("scores, settings: [] is not allowed; at least one of each")
+        if self.findings and KINDS[self.scores[0]][2] != "low":
+            raise ValueError(f"scores: {self.scores[0]} stands first, and findings need one whose best value is low")
+        self._check_crossovers()
+
+    def _check_crossovers(self) -> None:
+        for finding in self.findings:
+            if finding.kind == "crossover":
+                values = sorted(s.value for s in self.settings.values() if s.group == finding.group)
+                neighbours = [list(pair) for pair in zip(values, values[1:], strict=False)]
+                if finding.between not in neighbours:
+                    raise ValueError(f"findings.between: {finding.between}; two neighbours of {values} are needed")
 
     @staticmethod
     def _known(where: str, names: list[str], known: dict[str, object]) -> None:

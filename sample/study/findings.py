@@ -8,22 +8,37 @@ import numpy as np
 
 from sample.study.config import FindingConfig, StudyConfig
 from sample.study.scored import Scored
+from slams.contracts.envelope import ContractError
 from slams.uncertainty import Estimate
 
 ONLY = 0  # the channel of a gap
 
 
-def findings(config: StudyConfig, scored: Scored) -> list[dict[str, Any]]:
-    """Of each claim whether it holds (true, false, or null where it cannot be told) and by which numbers."""
-    return [_judged(finding, config, scored) for finding in config.findings]
+def findings(config: StudyConfig, scored: Scored, factors: dict[str, int]) -> list[dict[str, Any]]:
+    """Of each claim whether it holds (true, false, or null where it cannot be told) and by which numbers.
+
+    Arguments:
+        factors: by setting, the factor in use.
+    """
+    return [_judged(finding, config, scored, factors) for finding in config.findings]
 
 
-def _judged(finding: FindingConfig, config: StudyConfig, scored: Scored) -> dict[str, Any]:
+def _judged(finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]) -> dict[str, Any]:
+    judge = _better if finding.kind == "better" else _crossover
+    holds, evidence = judge(finding, config, scored)
+    replaced = [name for name in _settings(finding, config) if factors[name] != config.settings[name].factor]
+    if finding.kind == "crossover" and replaced:  # where it lies is the claim
+        holds = None
+    noted = "".join(f"; {name} with {factors[name]} in its place" for name in replaced)
+    return {"claim": finding.claim, "holds": holds, "evidence": evidence + noted}
+
+
+def _settings(finding: FindingConfig, config: StudyConfig) -> list[str]:
+    """The settings that a claim is about, along their curve."""
     if finding.kind == "better":
-        holds, evidence = _better(finding, config, scored)
-    else:
-        holds, evidence = _crossover(finding, config, scored)
-    return {"claim": finding.claim, "holds": holds, "evidence": evidence}
+        return finding.settings
+    of_group = {name: how.value for name, how in config.settings.items() if how.group == finding.group}
+    return sorted(of_group, key=lambda name: of_group[name])
 
 
 def _gap(finding: FindingConfig, config: StudyConfig, scored: Scored, setting: str) -> Estimate | None:
@@ -32,6 +47,9 @@ def _gap(finding: FindingConfig, config: StudyConfig, scored: Scored, setting: s
     if one is None or other is None:
         return None
     gap, n = one.minus(other), len(scored.levels_hpa)
+    unknown = set(finding.levels_hpa) - set(scored.levels_hpa)
+    if unknown:
+        raise ContractError(f"findings.levels_hpa: {sorted(unknown)} are not among {scored.levels_hpa}")
     chosen = [i for i, level in enumerate(scored.levels_hpa) if level in (finding.levels_hpa or scored.levels_hpa)]
     if len(gap.value) != n + 1 or not chosen:
         return None
@@ -59,16 +77,15 @@ def _better(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tupl
 
 
 def _crossover(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tuple[bool | None, str]:
-    """It holds if the difference changes its sign once, upwards, between the values named."""
-    of_group = {n: s.value for n, s in config.settings.items() if s.group == finding.group}
-    gaps = {n: _gap(finding, config, scored, n) for n in sorted(of_group, key=lambda n: of_group[n])}
-    known = [(of_group[name], float(gap.value[ONLY])) for name, gap in gaps.items() if gap is not None]
-    told = "; ".join(f"{value:g}: {gap:+.3f}" for value, gap in known)
-    evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told or 'not run'}"
-    if len(known) < len(of_group):
-        return None, evidence
-    changes = [(a[0], b[0]) for a, b in zip(known, known[1:], strict=False) if (a[1] < 0) != (b[1] < 0)]
-    if len(changes) != 1 or known[0][1] >= 0:
-        return False, f"{evidence}; no single crossover"
-    low, high = changes[0]
-    return [low, high] == finding.between, f"{evidence}; crossover between {low:g} and {high:g}"
+    """It holds if the first is better beyond doubt up to the lower value and the second from the upper one on."""
+    gaps = {config.settings[n].value: _gap(finding, config, scored, n) for n in _settings(finding, config)}
+    told = "; ".join(f"{value:g}: {'not run' if gap is None else _told(gap)}" for value, gap in gaps.items())
+    evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
+    signs = []
+    for value, gap in gaps.items():
+        sure = gap is not None and gap.significant(ONLY)
+        wanted = -1 if value <= min(finding.between) else 1
+        signs.append(wanted * float(np.sign(gap.value[ONLY])) if gap is not None and sure else 0.0)
+    if any(sign < 0 for sign in signs):
+        return False, evidence
+    return (True if all(sign > 0 for sign in signs) else None), evidence

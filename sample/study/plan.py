@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sample.config import SampleConfig
@@ -64,7 +65,8 @@ def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
         words += [f"observations={_observations(config, setting, system, 'test')}"]
         commands = ("sample", *words), ("sample", "verify", *words)
         after = tuple(observe[_observing_name(config, setting, system, split)] for split in splits)
-        cases[setting, system] = Stage(f"{setting}/{system}", commands, after)
+        done = f"{case_folder(config, setting, system)}/verify/scores.json"
+        cases[setting, system] = Stage(f"{setting}/{system}", commands, after, _stood_on(words), done)
     return Plan(prepare, list(observe.values()), cases, factors)
 
 
@@ -103,7 +105,15 @@ def _observing(
     words = shlex.split(_filled(f"systems.{system}.observe", _how(config, system), fills))
     words += [f"observe.path={_observations(config, setting, system, split)}", f"observe.split={split}"]
     command = ("data_prep", "observe", *shlex.split(config.data[config.systems[system].data]), *words)
-    return Stage(_observing_name(config, setting, system, split), (command,), after)
+    done = f"{_observations(config, setting, system, split)}/zarr.json"
+    return Stage(_observing_name(config, setting, system, split), (command,), after, leaves=done)
+
+
+def _stood_on(words: Sequence[str]) -> tuple[str, ...]:
+    """Files that tell which models and archive a run is made of."""
+    run = load(SampleConfig, words[0], words[1:])
+    bundles = [f"{bundle}/model.json" for bundle in (run.score, run.autoencoder) if bundle]
+    return (*bundles, *(f"{archive}/zarr.json" for archive in (run.archive, run.background) if archive))
 
 
 def _filled(where: str, text: str, fills: dict[str, str]) -> str:

@@ -9,24 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sample.study.config import SettingConfig, StudyConfig
+from sample.study.config import KINDS, SettingConfig, StudyConfig
 from sample.study.findings import findings
 from sample.study.plan import Plan, case_folder
 from sample.study.scored import Scored, gathered
 from slams.contracts.envelope import ContractError, provenance, read_json
 from slams.uncertainty import Estimate
-
-# label, unit (empty: that of the field), and which value is best
-KINDS = {
-    "crps": ("CRPS", "", "low"),
-    "rmse": ("RMSE of the mean", "", "low"),
-    "w1": ("W1 of pooled values", "std", "low"),
-    "spread_skill": ("spread-skill", "1", "one"),
-    "spread": ("spread", "", ""),
-    "bias": ("bias", "", "zero"),
-    "unstable": ("layers steeper than the dry adiabat", "%", ""),
-    "day_change": ("day-to-day change beside the truth's", "1", "one"),
-}
 
 
 def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
@@ -41,8 +29,8 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
     """
     scored = gathered(config, plan)
     settings = _by_curve(config)
-    systems = list(dict.fromkeys(system for _, system in scored.sums))
-    systems = [name for name in (*config.systems, *config.baselines) if name in systems]
+    systems = [name for name in config.systems if name in (config.reference, *(case[1] for case in config.cases))]
+    systems += config.baselines
     results, differences = _tables(config, scored, settings, systems)
     return {
         "title": config.title,
@@ -57,8 +45,8 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "first_score": config.scores[0],
         "results": results,
         "differences": differences,
-        "published": published_scores(config.published) if config.published else {},
-        "findings": findings(config, scored),
+        "published": published_scores(config.published, scored.levels_hpa) if config.published else {},
+        "findings": findings(config, scored, plan.factors),
         "dates": scored.time.astype(str).tolist(),
         "members": scored.members,
         "cost": _cost(config, plan),
@@ -139,13 +127,14 @@ def _pages(config: StudyConfig, plan: Plan, setting: str) -> dict[str, str]:
     }
 
 
-def published_scores(path: str) -> dict[str, Any]:
+def published_scores(path: str, levels_hpa: Sequence[int]) -> dict[str, Any]:
     """{setting: {system: {score: {level or "mean": {value, lowest, highest}}}}} from a table of runs.
 
-    The value is that of the run ``final``; lowest and highest are over all runs of the same protocol.
+    The value is that of the run ``final``; lowest and highest are over all runs of the same protocol. The mean is over
+    the levels given, and left out where the table lacks one.
 
     Raises:
-        ContractError: no such table, or one of other columns.
+        ContractError: no such table, one of other columns, or a run without a level that the final one has.
     """
     try:
         with open(path, newline="") as file:
@@ -154,21 +143,23 @@ def published_scores(path: str) -> dict[str, Any]:
         for row in rows:
             key = row["setting"], row["system"], row["score"]
             runs.setdefault(key, {}).setdefault(row["run"], {})[row["level_hpa"]] = float(row["value"])
+        found: dict[str, Any] = {}
+        for (setting, system, score), by_run in runs.items():
+            found.setdefault(setting, {}).setdefault(system, {})[score] = _ranged(by_run, levels_hpa)
     except (OSError, KeyError, ValueError) as error:
         raise ContractError(f"{path}: no table of setting, system, score, level_hpa, run, value ({error})") from None
-    found: dict[str, Any] = {}
-    for (setting, system, score), by_run in runs.items():
-        for levels in by_run.values():
-            levels["mean"] = float(np.mean(list(levels.values())))
-        final = by_run["final"] if "final" in by_run else next(iter(by_run.values()))
-        table = {
-            level: {
-                "value": value,
-                "lowest": min(run[level] for run in by_run.values()),
-                "highest": max(run[level] for run in by_run.values()),
-            }
-            for level, value in final.items()
-        }
-        found.setdefault(setting, {}).setdefault(system, {})[score] = table
     return found
 
+
+def _ranged(by_run: dict[str, dict[str, float]], levels_hpa: Sequence[int]) -> dict[str, Any]:
+    for levels in by_run.values():
+        if all(str(level) in levels for level in levels_hpa):
+            levels["mean"] = float(np.mean([levels[str(level)] for level in levels_hpa]))
+    return {
+        level: {
+            "value": value,
+            "lowest": min(run[level] for run in by_run.values()),
+            "highest": max(run[level] for run in by_run.values()),
+        }
+        for level, value in by_run["final"].items()
+    }

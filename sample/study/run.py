@@ -11,9 +11,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from sample.leave import AGAIN, Leave
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan, grid_shape, planned, preparations
-from sample.study.results import study
+from sample.study.results import published_scores, study
 from sample.study.stages import Stage, complete
 from sample.study.words import markdown
 from slams.config import ConfigError, load, to_yaml
@@ -24,6 +25,9 @@ RECORD = "results.md"
 
 def main(arguments: list[str]) -> int:
     """Run, or plan, or only write the page again; returns the exit status.
+
+    Returns:
+        2 by a raised error, `AGAIN` where a signal asked to leave, else 0.
 
     Raises:
         ConfigError, ContractError, StageError: each one sentence.
@@ -37,6 +41,17 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(to_yaml(config) + "\n".join(_told(config)) + "\n")
         return 0
     folder = Path(config.folder)
+    planned(config, (2, 2))  # what is wrong is told before anything runs
+    if config.published:
+        published_scores(config.published, ())
+    try:
+        _complete(config, folder, words, arguments)
+    except Leave:
+        return AGAIN
+    return 0
+
+
+def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, arguments: list[str]) -> None:
     complete(preparations(config), folder, 1, words.threads * words.processes)
     plan = planned(config, grid_shape(config))
     wanted = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
@@ -47,7 +62,6 @@ def main(arguments: list[str]) -> int:
     finally:
         if any(stage.done(folder) for stage in plan.cases.values()):
             sys.stdout.write(f"{_write(config, plan, arguments)}\n")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

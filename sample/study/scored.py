@@ -65,6 +65,11 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     if not len(common):
         raise ContractError(f"{folder}: the cases have no date in common")
     first = told[done[0]]
+    for case in done:
+        for part in ("variable", "levels_hpa", "units"):
+            if told[case][part] != first[part]:
+                where = case_folder(config, *case)
+                raise ContractError(f"{where}: has {part} {told[case][part]}, others {first[part]}")
     found = {case: each.on(common) for case, each in sums.items()}
     members = {system: told[setting, system]["members"] for setting, system in done}
     for name, told_by in config.baselines.items():

@@ -1,26 +1,30 @@
 """The stages of a study: commands of the jobs, each run as its user would, and a mark for each that is done.
 
-A mark names the command and the marks of all that it stands on; where one of them is no longer the same, the stage
-runs again, and its job then goes on, finds its work done, or refuses in a sentence.
+A mark names the commands, the content of the files that they name, and the marks of all that the stage stands on; where
+one of them is no longer the same, the stage runs again, and its job then goes on, finds its work done, or refuses in a
+sentence. Programs that share a folder take turns at a stage, by a lock.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
 
-from sample.leave import AGAIN
+from sample.leave import AGAIN, Leave, leaving_on_signals
 from slams.contracts.envelope import read_json, write_json
 
 MARKS, LOGS = "marks", "logs"
@@ -39,36 +43,43 @@ class Stage:
         name: of its mark and its log.
         commands: one after the other, as after ``python -m``.
         after: stages that it stands on.
+        files: that it stands on, beside the configurations that its commands name.
+        leaves: what is there when it is done.
     """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     after: tuple[Stage, ...] = field(default=(), repr=False)
+    files: tuple[str, ...] = ()
+    leaves: str = ""
 
     @property
     def key(self) -> str:
         """What its mark says: changes with the commands, its own and those it stands on."""
-        said = [list(self.commands), [stage.key for stage in self.after]]
+        files = (*(word for command in self.commands for word in command if word.endswith(".yaml")), *self.files)
+        said = [list(self.commands), [stage.key for stage in self.after], [_content(file) for file in files]]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def mark(self, folder: Path) -> Path:
-        return folder / MARKS / f"{self._file}.json"
+        return folder / MARKS / f"{self.file}.json"
 
     def done(self, folder: Path) -> bool:
         """Whether it ran to its end, from the same."""
         mark = self.mark(folder)
+        if self.leaves and not Path(self.leaves).exists():
+            return False
         return mark.is_file() and read_json(mark, "the mark of a stage").get("key") == self.key
 
-    def run(self, folder: Path, threads: int) -> None:
-        """Run it, its words to its log.
+    def run(self, folder: Path, threads: int, jobs: Jobs) -> None:
+        """Run it, unless another program has meanwhile; its words go to its log.
 
         Raises:
             StageError: a command failed; says its last words.
         """
-        log, began, processor = folder / LOGS / f"{self._file}.log", time.perf_counter(), 0.0
+        log, began, processor = folder / LOGS / f"{self.file}.log", time.perf_counter(), 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in self.commands:
-            status, spent = _run(command, log, threads)
+            status, spent = jobs.run(command, log, threads)
             processor += spent
             if status:
                 raise StageError(_words(self.name, log, status))
@@ -78,21 +89,49 @@ class Stage:
         write_json(self.mark(folder), done | seconds)
 
     @property
-    def _file(self) -> str:
+    def file(self) -> str:
         return self.name.replace("/", "--")
 
 
-def _run(command: Sequence[str], log: Path, threads: int) -> tuple[int, float]:
-    """Exit status and processor seconds of a job, which is no rank of whatever launched this program."""
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
-    environment = kept | {"OMP_NUM_THREADS": str(threads)}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-        _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, used.ru_utime + used.ru_stime
+def _content(file: str) -> str:
+    path = Path(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+class Jobs:
+    """The jobs under way, each a process that is no rank of whatever launched this program."""
+
+    def __init__(self) -> None:
+        self.running: set[int] = set()
+        self.stopped = False
+
+    def run(self, command: Sequence[str], log: Path, threads: int) -> tuple[int, float]:
+        """Exit status and processor seconds of a job."""
+        kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+        environment = kept | {"OMP_NUM_THREADS": str(threads)}
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+            self.running.add(process.pid)
+            _, status, used = os.wait4(process.pid, 0)
+        self.running.discard(process.pid)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, used.ru_utime + used.ru_stime
+
+    def stop(self) -> None:
+        """Ask them to leave; they save what they have."""
+        self.stopped = True
+        for pid in tuple(self.running):
+            os.kill(pid, signal.SIGTERM)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _words(name: str, log: Path, status: int) -> str:
@@ -109,17 +148,21 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
 
     Raises:
         StageError: one failed.
+        Leave: a signal asked to; the jobs were asked too.
     """
     todo: Sequence[Stage] = [stage for stage in stages if not stage.done(folder)]
     failed: list[StageError] = []
+    jobs = Jobs()
     with Progress(transient=True) as bar, ThreadPoolExecutor(processes) as pool:
         task = bar.add_task("study", total=len(todo))
 
         def one(stage: Stage) -> None:
-            if failed and not independent:
+            if jobs.stopped or (failed and not independent):
                 return  # what failed may be what it stands on
             try:
-                stage.run(folder, threads)
+                with _locked(folder / MARKS / f"{stage.file}.lock"):
+                    if not stage.done(folder):
+                        stage.run(folder, threads, jobs)
                 told = "done"
             except StageError as error:
                 failed.append(error)
@@ -127,6 +170,11 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
             bar.advance(task)
             bar.console.print(f"study {folder.name}: {stage.name} {told}", highlight=False)
 
-        list(pool.map(one, todo))
+        try:
+            with leaving_on_signals():
+                list(pool.map(one, todo))
+        except Leave:
+            jobs.stop()
+            raise
     if failed:
         raise failed[0]
