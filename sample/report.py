@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sample import figures
+from sample import figures, verdicts
 from sample.config import SampleConfig
 from sample.figures import Example, label
 from sample.observation_report import observed
 from sample.sentences import costs, counted, rivals, sentences
 from sample.structure_report import ranks, weather
+from sample.verdicts import Verdict
 from slams.config import to_yaml
 from slams.page import cards, difference, document, figure, legend, table
 
@@ -71,7 +72,7 @@ def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.n
         "increment": figure(figures.increment_maps(example, state), _increment_words(scores), folder / "increment.png"),
         "weather": weather(folder, scores),
         "ranks": ranks(folder, ranks_CR, scores["levels_hpa"]),
-        "observed": observed(scores.get("observation_space", {})),
+        "observed": observed(scores["observation_space"]),
         "others": _others(scores, figures.surface_maps(example, others) if others else None),
         "autoencoder": _autoencoder_words(scores),
         "config": html.escape(to_yaml(config)),
@@ -143,18 +144,14 @@ def _mean(scores: dict[str, Any], system: str, score: str, form: str) -> str:
     return f"{found['mean']:{form}}{under}"
 
 
-def verdict(scores: dict[str, Any], system: str, score: str, level: str = "mean") -> str:
-    """What the analysis' difference to a system says: a mark of `slams.page.MARKS`; ``open`` shows none."""
-    found = scores["differences"][system][score][level]
-    if not found["significant"]:
-        return "open"
-    if score == "spread_skill":
-        own, rival = (abs(scores["systems"][name][score][level] - 1) for name in ("analysis", system))
-        return "better" if own < rival else "worse"
-    return "better" if found["value"] < 0 else "worse"
+def verdict(scores: dict[str, Any], system: str, score: str, level: str = "mean") -> Verdict:
+    """What the analysis' difference to a system says; see `sample.verdicts`."""
+    own, rival = (scores["intervals"].get(name, {}).get(score, {}).get(level) for name in ("analysis", system))
+    return verdicts.verdict(scores["differences"][system][score][level], own, rival, BETTER.get(score, ""))
 
 
 DIFFERENCES = {"rmse": "RMSE", "crps": "CRPS"}
+BETTER = {"rmse": "low", "crps": "low", "w1": "low", "spread_skill": "one", "day_change": "one", "bias": "zero"}
 MEANINGS = {"better": "the analysis is better", "worse": "it is worse", "open": "no difference shown"}
 
 

@@ -7,10 +7,10 @@ import html
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DPI = 150
 CSS_DPI = 96
@@ -115,6 +115,8 @@ def _row(name: str, cells: list[str], n_columns: int) -> str:
 
 def figure(drawing: Figure, words: str, path: Path | None = None) -> str:
     """A figure inside the page, with its caption; where a path is given, as that PNG and as SVG beside it too."""
+    from matplotlib import rc_context  # here: words and marks need no plotting library
+
     drawn = io.BytesIO()
     drawing.savefig(drawn, format="png", dpi=DPI, facecolor="white")
     if path is not None:

@@ -82,7 +82,6 @@ def made():
     return {
         "title": "Is a learned prior worth its price?",
         "question": "Who is nearest to the truth, the more the observations are coarsened or disturbed?",
-        "summary": ["The score model is ahead where observations are coarse."],
         "units": "K",
         "levels_hpa": list(LEVELS),
         "systems": {name: {"label": label} for name, label in SYSTEMS.items()},

@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import wandb
@@ -50,7 +53,7 @@ def test_the_page_stands_alone(text, page):
 
 def test_every_sentence_is_there(page):
     study = made()
-    said = [study["title"], study["question"], *study["summary"], study["rerun"]]
+    said = [study["title"], study["question"], study["rerun"]]
     said += [each[part] for each in study["findings"] for part in ("claim", "evidence")]
     said += [setting["note"] for setting in study["settings"]]
     for sentence in said:
@@ -66,23 +69,32 @@ def test_it_says_how_often_a_system_is_better_worse_or_neither(page):
 
 
 @pytest.mark.parametrize(
-    ("better", "gap", "significant", "kind"),
+    ("better", "own", "rival", "significant", "kind"),
     [
-        ("low", -1.0, True, "better"),
-        ("low", 1.0, True, "worse"),
-        ("high", -1.0, True, "worse"),
-        ("low", -1.0, False, "open"),
-        ("one", 0.3, True, "better"),  # 0.6 becomes 0.9
-        ("one", 0.9, True, "worse"),  # 0.6 becomes 1.5
-        ("zero", -0.9, True, "better"),  # 0.6 becomes -0.3
-        ("", 1.0, True, "other"),
+        ("low", -0.4, 0.6, True, "better"),
+        ("low", 1.6, 0.6, True, "worse"),
+        ("low", -0.4, 0.6, False, "open"),
+        ("one", 0.9, 0.6, True, "better"),
+        ("one", 0.9, 0.88, True, "better"),  # intervals overlap, but the dates are the same and both lie below 1
+        ("one", 1.12, 1.1, True, "worse"),
+        ("one", 1.01, 0.6, True, "better"),  # on both sides of 1, but nearer whatever it is
+        ("one", 0.6, 1.01, True, "worse"),
+        ("one", 1.5, 0.6, True, "other"),  # 0.5 above and 0.4 below
+        ("one", 0.945, 1.056, True, "other"),
+        ("one", 1.056, 0.945, True, "other"),
+        ("zero", -0.3, 0.6, True, "better"),
+        ("zero", -0.7, -0.6, True, "worse"),
+        ("zero", -0.02, 0.05, True, "other"),
+        ("", 1.6, 0.6, True, "other"),
     ],
 )
-def test_a_verdict_knows_which_value_is_best(better, gap, significant, kind):
-    study = made()
+def test_a_verdict_knows_which_value_is_best_and_by_how_much_each_is_known(better, own, rival, significant, kind):
+    """Each value is known to 0.12."""
+    study, gap = made(), own - rival
     study["scores"]["crps"] = SCORES["crps"] | {"better": better}
-    for system, value in (("score", 0.6 + gap), (REFERENCE, 0.6)):
-        study["results"]["coarse-4"][system]["crps"]["mean"]["value"] = value
+    for system, value in (("score", own), (REFERENCE, rival)):
+        of = {"value": value, "interval": [value - 0.06, value + 0.06]}
+        study["results"]["coarse-4"][system]["crps"]["mean"] = of
     difference = {"value": gap, "interval": [gap - 2, gap + 2], "significant": significant}
     study["differences"]["coarse-4"]["score"]["crps"]["mean"] = difference
     assert tables.verdict(study, "coarse-4", "score", "crps") == kind
@@ -136,6 +148,39 @@ def test_what_is_missing_is_no_number(page):
     rows = [row for row in page.rows if row[0] == "one point in 4, noise of 2 std"]
     assert len(rows) == 3 + 2 * len(SCORES) + 1 and all(set(row[1:]) == {DASH} for row in rows)
     assert f"{DASH} not run" in page.text
+
+
+def test_without_an_interval_nobody_is_nearer_to_the_best_value():
+    study = made()
+    study["scores"]["crps"] = SCORES["crps"] | {"better": "one"}
+    study["differences"]["coarse-4"]["score"]["crps"]["mean"]["significant"] = True
+    del study["results"]["coarse-4"]["score"]["crps"]["mean"]["interval"]
+    assert tables.verdict(study, "coarse-4", "score", "crps") == "other"
+
+
+@pytest.mark.parametrize("absent", [[REFERENCE], ["score", "alone"], list(SYSTEMS)], ids=["reference", "others", "all"])
+def test_a_system_without_any_result_is_a_column_of_dashes(absent, tmp_path):
+    study = made()
+    for part in ("results", "differences", "cost", "cases"):
+        for systems in study[part].values():
+            for system in absent:
+                systems.pop(system, None)
+    study["differences"] = {} if REFERENCE in absent else study["differences"]
+    study["members"] = {name: 16 for name in study["members"] if name not in absent}
+    assert markdown(study).count("share no setting that has run") == (3 if REFERENCE in absent else 2)
+    page = Page(write(tmp_path, study).read_text())
+    for system in absent:
+        assert SYSTEMS[system] in page.text
+        for setting, *_ in SETTINGS:
+            assert all(cell(study, tables.results(study, s), setting, system).text == DASH for s in SCORES)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert not {row["system"] for row in csv.DictReader(file) if row["value"]} & set(absent)
+
+
+def test_words_and_tables_need_no_plotting_library():
+    """`study --dry-run` runs where none is installed."""
+    block = "import sys; sys.modules['matplotlib'] = None; import sample.study.words, sample.study.tables"
+    subprocess.run([sys.executable, "-c", block], check=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])

@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from sample.figures import pressure_axis
-from sample.study.tables import BEST, Study, entry, label, title
+from sample.study.tables import Study, entry, label, title
+from sample.verdicts import BEST
 from slams.page import FIGURE_STYLE, MUTED
 
 WIDTH, HEIGHT = 4.6, 3.6  # legible at the width of a phone

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 from sample.study import figures, tables
-from sample.study.tables import BEST, Cell, Study, Table, label, title
+from sample.study.tables import Cell, Study, Table, label, title
 from sample.study.words import COST_WORDS, NOT_THERE, meanings, score_words, standings
+from sample.verdicts import BEST
 from slams.contracts.envelope import write_json
 from slams.page import cards, difference, document, figure, legend, table
 
@@ -48,7 +49,6 @@ def _body(folder: Path, study: Study) -> str:
         f"<h1>{html.escape(study['title'])}</h1>",
         f'<p class="muted">{html.escape(_subtitle(study))}</p>',
         f"<p>{html.escape(study['question'])}</p>",
-        *(f'<p class="summary">{html.escape(sentence)}</p>' for sentence in study.get("summary", [])),
         f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in standings(study))}</ul>",
         _cards(study),
         _section("Findings", _findings(study)),

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from sample import verdicts
+from sample.verdicts import BEST, Verdict
 
 Study = dict[str, Any]
-Verdict = Literal["better", "worse", "other", "open"]
 MEAN = "mean"
-BEST = {"one": 1.0, "zero": 0.0}  # of scores that have a best value between others
 MISSING = "–"  # noqa: RUF001  a dash as wide as a digit
 FIELDS = ("value", "low", "high", "difference", "difference_low", "difference_high", "significant")
 PUBLISHED = ("published", "published_lowest", "published_highest")
@@ -59,20 +60,14 @@ def entry(study: Study, part: str, setting: str, system: str, score: str, level:
 def verdict(study: Study, setting: str, system: str, score: str, level: str = MEAN) -> Verdict | None:
     """What a difference to the reference says: ``open`` if it cannot be told from none, None without difference.
 
-    ``other`` is a difference of a score for which nothing is best.
+    ``other`` is a difference of which nobody can say whom it speaks for; see `sample.verdicts`.
     """
     found = entry(study, "differences", setting, system, score, level)
     if found is None:
         return None
-    if not found["significant"]:
-        return "open"
-    best = study["scores"][score].get("better")
-    if best in ("low", "high"):
-        return "better" if (found["value"] < 0) == (best == "low") else "worse"
-    own, rival = (entry(study, "results", setting, name, score, level) for name in (system, study["reference"]))
-    if best not in BEST or own is None or rival is None:
-        return "other"
-    return "better" if abs(own["value"] - BEST[best]) < abs(rival["value"] - BEST[best]) else "worse"
+    both = (entry(study, "results", setting, name, score, level) for name in (system, study["reference"]))
+    own, rival = ((each or {}).get("interval") for each in both)
+    return verdicts.verdict(found, own, rival, study["scores"][score].get("better", ""))
 
 
 def label(study: Study, system: str) -> str:
@@ -199,10 +194,9 @@ def decimals(study: Study, score: str) -> int:
 def _best(study: Study, score: str, values: dict[str, float]) -> str | None:
     """The system with the best of several values."""
     kind = study["scores"][score].get("better")
-    if len(values) < 2 or kind not in ("low", "high", *BEST):
+    if len(values) < 2 or kind not in ("low", *BEST):
         return None
-    sign = -1 if kind == "high" else 1
-    return min(values, key=lambda name: abs(values[name] - BEST[kind]) if kind in BEST else sign * values[name])
+    return min(values, key=lambda name: abs(values[name] - BEST[kind]) if kind in BEST else values[name])
 
 
 def between(pair: Iterable[float] | None, digits: int, sign: str = "") -> str:
@@ -229,7 +223,7 @@ def _relative(study: Study, setting: str, system: str, score: str, level: str) -
     told = verdict(study, setting, system, score, level)
     if found is None or rival is None:
         return Cell()
-    if study["scores"][score].get("better") not in ("low", "high"):
+    if study["scores"][score].get("better") != "low":
         return Cell(f"{found['value']:+.2f}", verdict=told)
     return Cell(f"{100 * found['value'] / abs(rival['value']):+.0f}" if rival["value"] else MISSING, verdict=told)
 

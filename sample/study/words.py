@@ -47,7 +47,7 @@ def meanings(study: Study, found: Table) -> dict[str, str]:
 
 
 def score_words(study: Study, score: str) -> str:
-    words = {"low": "Low is good.", "high": "High is good.", "one": "1 is best.", "zero": "0 is best."}
+    words = {"low": "Low is good.", "one": "1 is best.", "zero": "0 is best."}
     kind = words.get(study["scores"][score].get("better", ""), "No value is best by itself.")
     return f"{kind} {SCORE_WORDS}"
 
@@ -60,7 +60,7 @@ def marked(cell: Cell) -> str:
 def markdown(study: Study) -> str:
     """The tables as Markdown: findings, each score, its differences, cost."""
     study = json.loads(json.dumps(study))
-    parts = [*study.get("summary", []), "\n".join(f"* {sentence}" for sentence in standings(study))]
+    parts = ["\n".join(f"* {sentence}" for sentence in standings(study))]
     if study["findings"]:
         parts += ["### Findings", _lines(tables.findings(study))]
     for score in study["scores"]:
