@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from sample import observation_figures as figures
+from sample.figures import label
 from sample.observation_space import ALL
 from slams.page import figure, table
 
@@ -49,14 +50,19 @@ def observed(found: dict[str, Any]) -> str:
     """The section, HTML; nothing where no observation is in physical units.
 
     Arguments:
-        found: of `sample.observation_space.observation_space`.
+        found: of `sample.observation_space.observation_space`, by name of product.
     """
-    parts = []
+    parts = [_product(name, told) for name, told in found.items() if {"departures", "held_out"} & told.keys()]
+    return f"<h2>Beside the observations</h2>{''.join(parts)}" if parts else ""
+
+
+def _product(name: str, found: dict[str, Any]) -> str:
+    parts = [f"<h3>{html.escape(label(name))}</h3>"]
     if "departures" in found:
         parts.append(_departures(found["departures"], found["background"]))
     if "held_out" in found:
         parts.append(_held_out(found["held_out"]))
-    return f"<h2>Beside the observations</h2>{''.join(parts)}" if parts else ""
+    return "".join(parts)
 
 
 def _departures(found: dict[str, Any], background: dict[str, str]) -> str:
@@ -77,7 +83,7 @@ def _departures(found: dict[str, Any], background: dict[str, str]) -> str:
 
 def _held_out(found: dict[str, Any]) -> str:
     groups = found["groups"]
-    parts = ["<h3>Observations that were never assimilated</h3>", _numbers(found, False, JUDGES, JUDGES_WORDS)]
+    parts = ["<h4>Observations that were never assimilated</h4>", _numbers(found, False, JUDGES, JUDGES_WORDS)]
     for name in dict.fromkeys(row["modality"] for row in groups):
         drawn = figures.departure_profiles(groups, name)
         parts.append(figure(drawn, f"O - A of {name} by level.") if drawn is not None else "")

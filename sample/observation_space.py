@@ -137,8 +137,21 @@ def of_held_out(product: str | Path, observations: Observations, seed: int = 0) 
             columns = part.columns | {"time": np.repeat(day, n), "background": np.full(n, np.nan)}
             made.add(columns | {"assimilated": np.zeros(n, bool)}, part.evaluate(x_MCHW))
     if not made.cells.groups:
-        raise ContractError(f"{observations.path}: observes nothing on any day of {analysis.path}")
+        raise _nothing(observations, analysis)
     return made
+
+
+def _nothing(observations: Observations, analysis: Analysis) -> ContractError:
+    return ContractError(f"{observations.path}: observes nothing on any day of {analysis.path}")
+
+
+def check_held_out(product: str | Path, observations: str | Path) -> None:
+    """Refuse early what `of_held_out` would, as far as can be told without reading values.
+
+    Raises:
+        ContractError: see `of_held_out`.
+    """
+    _comparable(_finished(product), open_observations(observations))
 
 
 def _finished(product: str | Path) -> Analysis:
@@ -164,6 +177,8 @@ def _comparable(analysis: Analysis, observations: Observations) -> list[str]:
                 f"{observations.path}: {name} ({', '.join(given.channel_names)}; {given.units}; "
                 f"{observations.spec.grid.shape}) is not what {analysis.path} holds"
             )
+    if not names or not np.isin(analysis.time, observations.time).any():
+        raise _nothing(observations, analysis)
     return names
 
 
@@ -285,13 +300,19 @@ def _interval(drawn_R: np.ndarray) -> list[float] | None:
 
 
 def write_csv(path: Path, found: dict[str, Any]) -> None:
-    """One row a group of `observation_space`, departures before held-out; the ranks are left out."""
+    """One row a group of each product's `observation_space`, departures before held-out; the ranks are left out.
+
+    Arguments:
+        found: by name of product.
+    """
+    rows = [
+        {"product": name, "of": of} | {column: value for column, value in row.items() if column != "rank_shares"}
+        for name, told in found.items()
+        for of in ("departures", "held_out")
+        for row in told.get(of, {}).get("groups", ())
+    ]
     with path.open("w", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
-        for of in ("departures", "held_out"):
-            for row in found.get(of, {}).get("groups", ()):
-                told = {"of": of} | {name: value for name, value in row.items() if name != "rank_shares"}
-                if writer is None:
-                    writer = csv.DictWriter(file, list(told))
-                    writer.writeheader()
-                writer.writerow(told)
+        if rows:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)

@@ -14,7 +14,8 @@ FEW_BLOCKS = 10
 
 def sentences(scores: dict[str, Any]) -> list[str]:
     """What the numbers say, in words: the analysis and its rivals, its spread, how sure all this is."""
-    return [sentence for sentence in (_skill(scores), _spread(scores), _certainty(scores)) if sentence]
+    told = (_skill(scores), _spread(scores), _certainty(scores), _not_verified(scores))
+    return [sentence for sentence in told if sentence]
 
 
 def costs(scores: dict[str, Any]) -> list[str]:
@@ -83,6 +84,11 @@ def _certainty(scores: dict[str, Any]) -> str:
     dates, blocks = counted(n_dates, "date"), counted(n_blocks, "independent block")
     what = "intervals are rough" if n_blocks > 1 else "no interval can be given"
     return f"The {dates} make {blocks} of at most five days: {what}."
+
+
+def _not_verified(scores: dict[str, Any]) -> str:
+    names = ", ".join(scores["not_verified"])
+    return f"Not verified: {names}, of which the analysis lacks values where the truth has them." if names else ""
 
 
 def counted(n: int, noun: str) -> str:

@@ -23,7 +23,7 @@ LEAST, MOST = 0.5, 1.5  # of flat; where the colours end
 
 def shown_levels(names: list[str]) -> list[str]:
     """The levels nearest to 50, 500 and 850 hPa; all there is where there are none."""
-    if not all(name.isdigit() for name in names):
+    if not names or not all(name.isdigit() for name in names):
         return names
     return list(dict.fromkeys(min(names, key=lambda name: abs(int(name) - wanted)) for wanted in WANTED_HPA))
 

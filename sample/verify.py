@@ -29,7 +29,7 @@ from sample import report
 from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
-from sample.observation_space import observation_space, write_csv
+from sample.observation_space import check_held_out, observation_space, write_csv
 from sample.sums import SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
@@ -61,25 +61,30 @@ def verify(config: SampleConfig) -> dict[str, Any]:
                            increment is the mean minus the background, or minus the climatology without one,
         * ``ranks``        {LEVEL: [share of each rank]} of the analysis, no mean,
         * ``truth``        {"unstable": {LEVEL: number}},
-        * ``observation_space``  see `sample.observation_space`.
+        * ``observation_space``  {product: see `sample.observation_space`}.
 
         ``unstable`` is told of layers, each by the level at its bottom. ``other_modalities`` {name: {``units``,
-        ``systems``, ``intervals``, ``differences``}}; beside these ``confidence`` (the means alone), ``withholding``,
+        ``systems``, ``intervals``, ``differences``}}, ``not_verified`` the names of those of which the analysis lacks
+        values that the truth has; beside these ``confidence`` (the means alone), ``withholding``,
         ``variable``, ``units``, ``levels_hpa``, ``members``, ``ensemble_size``, ``dates``, ``has_autoencoder``,
         ``provenance``.
 
     Raises:
         ContractError: a product is missing, unfinished or has holes, or products, truth and observations do not
             belong together.
+        ValueError: the folder of the results is a URL.
     """
     folder = _folder(config)
     case = open_case(config)
-    found = tallied(case, config.verify.processes)
-    scores = _scores(case, found, config)
     checking = config.verify
-    scores["observation_space"] = observation_space(
-        case.analysis.path, checking.observations, checking.bootstrap, config.seed
-    )
+    for product in case.products.values() if checking.observations else ():
+        check_held_out(product.path, checking.observations)  # before the long work
+    found = tallied(case, checking.processes)
+    scores = _scores(case, found, config)
+    scores["observation_space"] = {
+        name: observation_space(product.path, checking.observations, checking.bootstrap, config.seed)
+        for name, product in case.products.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)
@@ -95,6 +100,8 @@ def verify(config: SampleConfig) -> dict[str, Any]:
 def _folder(config: SampleConfig) -> Path:
     if not config.verify.folder and "://" in config.folder:
         raise ValueError(f"verify.folder: is empty, and folder is {config.folder}; a folder on this machine is needed")
+    if "://" in config.verify.folder:
+        raise ValueError(f"verify.folder: {config.verify.folder} is a URL; a folder on this machine is needed")
     return Path(config.verify.folder or f"{config.folder}/verify")
 
 
@@ -125,9 +132,8 @@ def _scores(case: Case, found: Tally, config: SampleConfig) -> dict[str, Any]:
         "spectra": _spectra(found.spectra, case.state),
         "ranks": dict(zip(_names(case.state), _ranks(case, found).tolist(), strict=True)),
         "truth": _of_truth(found.sums, case.state),
-        "other_modalities": {
-            m.name: {"units": m.units} | _tables(estimates, m, found) for m, estimates in others if estimates
-        },
+        "other_modalities": {m.name: {"units": m.units} | _tables(e, m, found) for m, e in others if "analysis" in e},
+        "not_verified": [m.name for m, e in others if e and "analysis" not in e],
         "has_autoencoder": case.reconstruction is not None,
         "provenance": _provenance(case, config),
     }
@@ -220,11 +226,12 @@ def _confidence(estimates: Estimates, found: Tally, bootstrap: Bootstrap) -> dic
 
 
 def _spectra(spectra: dict[str, Pair], state: Modality) -> dict[str, Any]:
-    """Power by wavenumber of each level."""
-    power = {kind: ZonalSpectrum.value(*pair).tolist() for kind, pair in spectra.items()}
+    """Power by wavenumber of each level that has a row without gaps."""
+    power = {kind: ZonalSpectrum.value(*pair) for kind, pair in spectra.items()}
     return {
-        name: {"wavenumber": list(range(len(power["truth"][c])))} | {kind: found[c] for kind, found in power.items()}
+        name: {"wavenumber": list(range(len(power["truth"][c])))} | {kind: p[c].tolist() for kind, p in power.items()}
         for c, name in enumerate(_names(state))
+        if all(np.isfinite(p[c]).all() for p in power.values())
     }
 
 
@@ -233,7 +240,8 @@ def _of_truth(sums: Sums, state: Modality) -> dict[str, Any]:
     if (TRUTH, state.name, "unstable") not in sums.found:
         return {}
     share = sums.whole(TRUTH, state.name, "unstable")
-    return {"unstable": _by_level([*share.tolist(), float(share.mean())], "unstable", state)}
+    found = _by_level([*share.tolist(), float(share.mean())], "unstable", state)
+    return {"unstable": found} if np.isfinite(share).all() else {}
 
 
 def _withholding(confidence: dict[str, Any]) -> dict[str, Any]:

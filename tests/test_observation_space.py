@@ -9,7 +9,15 @@ import pytest
 import xarray as xr
 
 from sample.observation_figures import band_departures, departure_profiles, error_profiles, observation_ranks
-from sample.observation_space import Gathering, observation_space, of_departures, of_held_out, summary, write_csv
+from sample.observation_space import (
+    Gathering,
+    check_held_out,
+    observation_space,
+    of_departures,
+    of_held_out,
+    summary,
+    write_csv,
+)
 from slams.contracts.analysis import open_analysis
 from slams.contracts.departures import open_departures
 from slams.contracts.envelope import ContractError
@@ -359,10 +367,11 @@ def test_what_is_said_is_json_and_counts_what_was_withheld(product, found, tmp_p
     assert counts["olr"]["withheld"] == counts["olr"]["rows"] > 0 == counts["olr"]["assimilated"]
     assert counts["temperature"]["assimilated"] == counts["temperature"]["rows"] > 0
     assert found["background"]["temperature"] == "climatology of the day" and "held_out" not in found
-    write_csv(tmp_path / "groups.csv", found)
+    write_csv(tmp_path / "groups.csv", {"analysis": {}, "analysis-without-olr": found})
     with (tmp_path / "groups.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found["departures"]["groups"])
+    assert {row["product"] for row in rows} == {"analysis-without-olr"}
     assert float(rows[0]["crps"]) == found["departures"]["groups"][0]["crps"]
 
 
@@ -465,8 +474,10 @@ def test_held_out_stations_are_compared_with_the_members_at_their_place(product,
 
 
 def test_a_set_that_was_assimilated_is_refused(chain, product):
-    with pytest.raises(ContractError, match=r"was assimilated in .*; observations that were not are needed"):
-        of_held_out(product, open_observations(chain.folder / "observations.zarr"))
+    for refuse in (of_held_out, check_held_out):
+        given = chain.folder / "observations.zarr"
+        with pytest.raises(ContractError, match=r"was assimilated in .*; observations that were not are needed"):
+            refuse(product, open_observations(given) if refuse is of_held_out else given)
 
 
 def written(folder, spec, days):

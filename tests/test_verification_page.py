@@ -12,9 +12,11 @@ from sample.structure_figures import rank_levels, shown_levels, spectra
 
 
 def scored(score, value, significant, own=1.0, rival=1.0):
+    """Each score known to 0.1."""
     found = {"mean": {"value": value, "interval": [value - 1, value + 1], "significant": significant}}
-    systems = {"analysis": {score: {"mean": own}}, "climatology": {score: {"mean": rival}}}
-    return {"differences": {"climatology": {score: found}}, "systems": systems}
+    means = {"analysis": own, "climatology": rival}
+    intervals = {name: {score: {"mean": [mean - 0.05, mean + 0.05]}} for name, mean in means.items()}
+    return {"differences": {"climatology": {score: found}}, "intervals": intervals}
 
 
 @pytest.mark.parametrize(
@@ -24,8 +26,11 @@ def scored(score, value, significant, own=1.0, rival=1.0):
         ("rmse", 0.2, True, 1, 1, "worse"),
         ("rmse", -0.2, False, 1, 1, "open"),
         ("spread_skill", 0.3, True, 0.9, 0.6, "better"),
-        ("spread_skill", -0.9, True, 0.6, 1.5, "better"),
+        ("spread_skill", -0.7, True, 0.8, 1.5, "better"),
         ("spread_skill", -0.9, True, 0.4, 1.3, "worse"),
+        ("spread_skill", -0.9, True, 0.6, 1.5, "other"),
+        ("spread_skill", -0.111, True, 0.945, 1.056, "other"),
+        ("bias", -0.2, True, 0.2, 0.4, "better"),
     ],
 )
 def test_a_difference_is_one_only_where_its_interval_says_so(score, value, significant, own, rival, kind):
@@ -76,9 +81,13 @@ def test_observations_are_told_by_what_may_be_believed_of_them():
     sure = [{"modality": "rain", "assimilated": True, "o_minus_a_std": [0.125, 0.375]}]
     bands = [row(True) | {"band": "30S-30N"}]
     given = {"groups": [row(True), row(False), *bands], "confidence": {"of": sure}}
-    text = observed({"departures": given, "background": {"rain": "climatology of the day"}})
+    told = {"departures": given, "background": {"rain": "climatology of the day"}}
+    text = observed({"analysis": told, "analysis-without-olr": {"product": "latent", "background": {}}})
     first, second = re.findall(r"<table>.*?</table>", text)
     assert "<td>-</td>" in first and "0.12 to 0.38" in first and "spread-error" not in first
     assert "spread-error ratio" in second and "O - B" not in second
     assert "Rank of the observations" not in text and "climatology of the day" in text
-    assert observed({"product": "analysis.zarr", "background": {}}) == ""
+    assert "without" not in text, "it has no observation in physical units"
+    both = observed({"analysis": told, "analysis-without-rain": told})
+    assert [name for name in re.findall("<h3>(.*?)</h3>", both)] == ["analysis", "analysis without rain"]
+    assert observed({"analysis": {"product": "analysis.zarr", "background": {}}}) == ""

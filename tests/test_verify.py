@@ -433,6 +433,41 @@ def test_a_hole_in_the_product_is_refused(config, tmp_path):
     refused(config, "temperature has missing or infinite values")
 
 
+def test_a_modality_that_the_analysis_lacks_in_part_is_left_out_in_a_sentence(config, tmp_path, capsys):
+    """The truth of rain is known on land; the autoencoder has it, so that nothing but the analysis is to blame."""
+    config = replace(config, folder=str(tmp_path / "holed"))
+    write_product(tmp_path / "holed" / "analysis.zarr", [0.0, 1.0])
+    zarr.open_group(tmp_path / "holed" / "analysis.zarr", mode="r+")["precipitation"][1, 0, 3, 5] = np.nan
+    scores = verify(config)
+    assert scores["not_verified"] == ["precipitation"] and list(scores["other_modalities"]) == ["olr"]
+    sentence = "Not verified: precipitation, of which the analysis lacks values where the truth has them."
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    assert sentence in (tmp_path / "holed" / "verify" / "report.html").read_text()
+
+
+def test_a_folder_of_results_that_is_a_url_is_refused(config):
+    with pytest.raises(ValueError, match=r"verify.folder: s3://b/v is a URL; a folder on this machine is needed"):
+        verify(replace(config, verify=replace(config.verify, folder="s3://b/v")))
+
+
+def test_unusable_observations_are_refused_before_anything_is_scored(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("sample.verify.tallied", lambda *_: pytest.fail("scored"))
+    write_product(tmp_path / "run" / "analysis-without-olr.zarr", OFFSETS)
+    coarse = StateSpec(Grid(4, 8), (TEMPERATURE,))
+    x = np.full((1, 3, 4, 8), 250, np.float32)
+    seen = Gridded("temperature", Operator("subsample", 1), x, np.ones_like(x), x > 0)
+    write_observations(tmp_path / "held.zarr", coarse, CASES[:1], [seen], {"config": {}})
+    refused(replace(config, verify=replace(config.verify, observations=str(tmp_path / "held.zarr"))), "is not what")
+
+
+def test_every_product_is_told_in_observation_space(verified):
+    scores = verified[0]
+    names = ["analysis", "analysis-without-olr", "analysis-without-olr-without-precipitation"]
+    assert list(scores["observation_space"]) == names
+    products = [found["product"].rpartition("/")[2] for found in scores["observation_space"].values()]
+    assert products == [f"{name}.zarr" for name in names]
+
+
 def test_a_member_that_could_not_be_drawn_is_left_out(config, tmp_path):
     """The scores are those of the members there are."""
     found = []
