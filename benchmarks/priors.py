@@ -45,7 +45,7 @@ SYSTEM, ALPHA, ITERATIONS = "coarse-8", 1e-3, 80
 PRIORS = {
     "as configured": {},
     "patterns localised at 6000 km": {"model.localisation_km": "6000"},
-    "patterns not localised": {"model.localisation_km": ".inf"},
+    "patterns not localised": {"model.localisation_km": "0"},
     "200 patterns": {"model.patterns": "200"},
     "1 pattern: zonal alone": {"model.patterns": "1"},
 }
@@ -56,7 +56,7 @@ Denoise = Callable[[Tensor, Tensor, np.datetime64], Tensor]
 
 def fitted(config: TrainConfig) -> GaussianPrior:
     manifest, model = open_shards(config.shards), config.model
-    prior = GaussianPrior(model.frames, manifest.shape, model.modes, model.patterns, model.localisation_km)
+    prior = GaussianPrior(model.frames, manifest.shape, model.modes, model.patterns, model.half_width_km)
     fit_prior(prior, config, manifest)
     return prior
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ class ModelConfig:
         eta: of the perturbation kernel.
         patterns, modes: of the Gaussian prior that a flagship score network corrects: patterns of whole windows, and
             modes of each zonal wavenumber in what they leave.
-        localisation_km: half-width beyond which the patterns' covariance is not believed; infinite = all of it is.
+        localisation_km: half-width beyond which the patterns' covariance is not believed; 0 = all of it is.
         background_error: assumed error of a background, the state of the day before the window, as a share of the
             climatological spread; 0 = the network takes none (flagship score network).
         background_dropped: share of the training windows that are given no background.
@@ -73,7 +74,7 @@ class ModelConfig:
         CosineSDE(self.eta)
         if self.modes < 1 or self.patterns < 1:
             raise ValueError(f"patterns, modes: {self.patterns}, {self.modes} are not allowed; at least 1")
-        Localisation(self.localisation_km)
+        self._check_localisation()
         if self.background_error < 0 or not 0 < self.background_dropped < 1:
             raise ValueError(
                 f"background_error, background_dropped: {self.background_error}, {self.background_dropped}; "
@@ -83,6 +84,16 @@ class ModelConfig:
             raise ValueError("background_error: only a score network of kind 'base' takes a background")
         if self.corrects_gaussian and self.prediction != "v":
             raise ValueError(f"prediction: {self.prediction} is not allowed for a base score network; v")
+
+    def _check_localisation(self) -> None:
+        if math.isinf(self.localisation_km):  # which JSON does not know
+            raise ValueError(f"localisation_km: {self.localisation_km} is not allowed; 0 where all is believed")
+        Localisation(self.half_width_km)
+
+    @property
+    def half_width_km(self) -> float:
+        """`localisation_km`; infinite where nothing is localised."""
+        return self.localisation_km or math.inf
 
     @property
     def corrects_gaussian(self) -> bool:
@@ -118,7 +129,7 @@ def build(config: ModelConfig, spec: StateSpec, shape_CHW: tuple[int, ...], stat
     context = window + (channels + 1 if config.background_error else 0)
     network = UNet(window, config.hidden, config.blocks, "sphere", True, static, True, context)
     prior = GaussianPrior(
-        config.frames, shape_CHW, config.modes, config.patterns, config.localisation_km, config.background_error
+        config.frames, shape_CHW, config.modes, config.patterns, config.half_width_km, config.background_error
     )
     return CorrectedGaussian(prior, _zero_start(network), CosineSDE(config.eta))
 

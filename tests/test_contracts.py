@@ -1,6 +1,7 @@
 """What crosses a door comes out as it went in, or is refused in one sentence."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from upath import UPath
 
 from data_prep.shards import write_shards
 from slams.contracts import analysis, archive
@@ -471,6 +473,15 @@ def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": 2, "y": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_json_is_strict(tmp_path, value):
+    """NaN and Infinity are no JSON: many a reader refuses the whole file."""
+    for path in (tmp_path / "a.json", UPath(f"memory://{tmp_path.name}/a.json")):
+        with pytest.raises(ValueError, match=r"a\.json: cannot be written as JSON"):
+            write_json(path, {"x": [1, value]})
+        assert not path.exists()
 
 
 def test_a_finished_result_of_another_configuration_is_refused(tmp_path):

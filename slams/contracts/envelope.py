@@ -48,14 +48,21 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file aside and rename it, so that a reader sees the old one or the new one.
 
     An object of a store needs no name aside: it appears whole. Two processes may write the same file at once.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not know and many a reader refuses.
     """
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be written as JSON ({error})") from None
     if not isinstance(path, Path):
-        path.write_text(json.dumps(value, indent=1))
+        path.write_text(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     with aside.open("w") as file:
-        json.dump(value, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
