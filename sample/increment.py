@@ -71,8 +71,10 @@ def run(config: SampleConfig, single: Single, dry_run: bool = False) -> str:
     """Draw the increment of a run's model and write it; says what was found, or, dry, what would be drawn.
 
     Raises:
-        ContractError, ValueError: see `Assimilator` and `increment`.
+        ContractError, ValueError: see `Assimilator` and `increment`; or a method that draws no members.
     """
+    if config.method != "score":
+        raise ValueError(f"method: {config.method} is not allowed; an increment is drawn by the method score")
     if "://" in config.folder:
         raise ValueError(f"folder: {config.folder} is a URL; a folder on this machine is needed")
     method = Assimilator(config)

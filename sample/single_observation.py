@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from sample.config import is_day
 from sample.departures import listed
 from slams.contracts.observations import Observed, Stations
 from slams.interpolate import horizontal, usable
@@ -48,14 +48,6 @@ class Method(Protocol):
 
     def draw(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None) -> Members:
         """Members of the posterior, and without observations of the prior."""
-
-
-def is_day(text: str) -> bool:
-    """Whether a text is an ISO date with its dashes."""
-    try:
-        return date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)

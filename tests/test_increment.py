@@ -186,6 +186,7 @@ def test_the_half_width_of_a_bell_on_the_sphere_is_found_also_across_date_line_a
         (["departure_k=inf"], "departure_k: inf is not allowed; -100 to 100"),
         (["day=20030115"], "day: '20030115' is not a date of the form 1989-01-31"),
         (["membres=3"], "membres"),
+        (["method=enoi", "enoi.half_width_km=[6000]", "enoi.inflation=[1]"], "method: enoi is not allowed"),
         (["folder=memory://x"], "folder: memory://x is a URL"),
     ],
 )
