@@ -25,7 +25,7 @@ def periods(draw, contiguous=False):
 @st.composite
 def configs(draw):
     members, block = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    return SampleConfig("run", "score", "seen", "truth", draw(periods()), members=members, members_per_unit=block)
+    return SampleConfig("run", "seen", "truth", draw(periods()), score="score", members=members, members_per_unit=block)
 
 
 @given(periods(contiguous=True))
@@ -111,7 +111,7 @@ def test_half_a_launcher_is_refused(environment):
 
 
 def test_the_cost_counts_every_call_of_the_network():
-    config = SampleConfig("run", "score", "seen", "truth", PeriodConfig("2000-01-01", "2000-01-01"))
+    config = SampleConfig("run", "seen", "truth", PeriodConfig("2000-01-01", "2000-01-01"), score="score")
     costs = {
         (1, "none", "ddim"): 4,
         (1, "sda", "ddim"): 8,  # forward and backward
