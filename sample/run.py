@@ -156,7 +156,7 @@ def _observed_names(
         if known is not None and (given != known or observations.spec.grid != spec.grid):
             raise ContractError(
                 f"{observations.path}: {name} ({', '.join(given.channel_names)}; {given.units}; "
-                f"{observations.spec.grid.shape}) is not what is analysed"
+                f"{observations.spec.grid.shape}) is not what the model analyses"
             )
     names = [name for name in observations.names if name in spec.names and name not in config.without]
     if not names:

@@ -68,7 +68,9 @@ def tallied(case: Case, processes: int = 1) -> Tally:
     days = np.arange(len(case.time))
     chunks = [days[start : start + CHUNK_DAYS] for start in range(0, len(days), CHUNK_DAYS)]
     with _scorers(case, min(processes, len(chunks))) as found:
-        bar = track(found(chunks), "verify", len(chunks), transient=True, console=Console(stderr=True))
+        console = Console(stderr=True)
+        silent = not console.is_terminal
+        bar = track(found(chunks), "verify", len(chunks), transient=True, console=console, disable=silent)
         return Tally.joined(list(bar))
 
 

@@ -163,6 +163,7 @@ complete([Stage("one", (("job",),))], Path({str(tmp_path)!r}), 1, 1)
     assert [process.wait(60) for process in both] == [0, 0] and said.read_text() == "x"
 
 
+@pytest.mark.slow
 def test_quick_is_the_files_own_trial(study):
     finish(start(["sample", "study", str(study), "--quick"]))
     found = json.loads((study.parent / "quick" / "results.json").read_text())
@@ -186,6 +187,7 @@ def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
         (["observe=observe.temperature.factor={size}"], "nothing fills 'size'"),
         (["published=none.csv"], "none.csv"),
         (["systems.slams.data=moon"], "systems.slams.data: 'moon'"),
+        (["systems.enoi.sample=missing.yaml"], "config missing.yaml: no such file"),
         (["scores=[rsme]"], "scores: 'rsme' is not among crps, rmse"),
         (["scores=[spread_skill]"], "scores: spread_skill stands first"),
         (["baselines.climatolgy=slams"], "baselines: 'climatolgy'"),
@@ -198,11 +200,12 @@ def test_a_mistake_is_one_sentence(study, capsys, words, named):
 
 
 def test_a_stage_that_fails_says_why_and_keeps_the_others(study):
-    words = (f"folder={study.parent}/failing", "systems.enoi.sample=missing.yaml", "only_settings=[coarse-4]")
+    missing = f"systems.enoi.sample=configs/sample/tiny.yaml archive={study.parent}/archive.zarr score=nowhere"
+    words = (f"folder={study.parent}/failing", missing, "only_settings=[coarse-4]")
     process = start(["sample", "study", str(study), *words])
     _, err = process.communicate(timeout=240)
     assert process.returncode == 2 and err.count("\n") == 1
-    assert "stage coarse-4/enoi" in err and "missing.yaml: no such file" in err
+    assert "stage coarse-4/enoi" in err and "nowhere/model.json: no such file" in err
     found = json.loads((study.parent / "failing" / "results.json").read_text())["results"]
     assert set(found["coarse-4"]) == {"slams", "climatology"}
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import Progress
 
 from sample.leave import AGAIN, Leave, leaving_on_signals
@@ -153,7 +154,9 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
     todo: Sequence[Stage] = [stage for stage in stages if not stage.done(folder)]
     failed: list[StageError] = []
     jobs = Jobs()
-    with Progress(transient=True) as bar, ThreadPoolExecutor(processes) as pool:
+    console = Console()
+    progress = Progress(transient=True, console=console, disable=not console.is_terminal)
+    with progress as bar, ThreadPoolExecutor(processes) as pool:
         task = bar.add_task("study", total=len(todo))
 
         def one(stage: Stage) -> None:
@@ -168,7 +171,7 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
                 failed.append(error)
                 told = "failed"
             bar.advance(task)
-            bar.console.print(f"study {folder.name}: {stage.name} {told}", highlight=False)
+            console.print(f"study {folder.name}: {stage.name} {told}", highlight=False)
 
         try:
             with leaving_on_signals():
