@@ -57,7 +57,8 @@ bench-sampler: .venv/ready  ## cost and accuracy of the samplers, an hour, after
 	touch $@
 
 results:  ## docs/results.md from the studies that were run
-	(echo "# Results"; echo; cat runs/studies/*/results.md) > docs/results.md
+	(printf '# Results\n\nMade by `make results` from the studies that were run; a dash is a case that has not run yet.\n\n'; \
+	cat runs/studies/*/results.md) > docs/results.md
 
 clean:
 	rm -rf runs build *.egg-info
