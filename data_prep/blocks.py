@@ -16,7 +16,7 @@ from data_prep.fields import days_of, open_fields
 from slams.config import digest
 from slams.contracts.archive import array, write_block
 
-BLOCK_BYTES, BLOCK_DAYS = 2**26, 384
+BLOCK_BYTES, BLOCK_DAYS = 2**24, 384
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
-"""Independent tasks on processes of this machine or on SLURM jobs, through dask; results in the order of the tasks."""
+"""Independent tasks on processes of this machine, or on SLURM jobs through dask; results in the order of the tasks."""
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import NamedTemporaryFile
+from threading import Thread
 from typing import Any, TypeVar
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
@@ -42,14 +46,45 @@ def workers(config: WorkersConfig) -> Iterator[InOrder]:
     Raises:
         RuntimeError: SLURM refuses such jobs.
     """
-    if config.processes == 1 and not config.slurm_jobs:
+    if config.slurm_jobs:
+        with _jobs(config.slurm_jobs) as in_order:
+            yield in_order
+    elif config.processes > 1:
+        with _processes(config.processes) as in_order:
+            yield in_order
+    else:
         yield map
-        return
-    from dask.distributed import Client  # a second to import, for those who need it
 
-    with _cluster(config) as cluster, Client(cluster) as client:
-        if config.slurm_jobs:
-            _submit(cluster, config.slurm_jobs)
+
+@contextmanager
+def _processes(number: int) -> Iterator[InOrder]:
+    """Of this machine; they leave it to this one to be interrupted, and end when it does, however it ends."""
+    pool = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), _follow)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # killed, it would never ask for more nor say that there is no more
+        os._exit(1)
+
+
+@contextmanager
+def _jobs(number: int) -> Iterator[InOrder]:
+    from dask.distributed import Client  # a second to import, for those who need it
+    from dask_jobqueue.slurm import SLURMCluster
+
+    with SLURMCluster() as cluster, Client(cluster) as client:
+        _submit(cluster, number)
 
         def in_order(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
             for future in client.map(function, tasks, pure=False, retries=0):
@@ -73,19 +108,3 @@ def _submit(cluster: Any, jobs: int) -> None:
         said = asked.stderr.strip().splitlines() or ["no reason given"]
         raise RuntimeError(f"workers.slurm_jobs: {jobs} are not to be had; {said[0]}; what each asks for: {CONFIGURED}")
     cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
-
-
-def _cluster(config: WorkersConfig) -> Any:
-    if config.slurm_jobs:
-        from dask_jobqueue.slurm import SLURMCluster
-
-        return SLURMCluster()
-    import dask
-    from dask.distributed import LocalCluster
-
-    # dask has its workers give freed memory back at once, and blocks of arrays then cost twice their processor time
-    with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None}):
-        # what goes wrong in a task is raised where its result is wanted; dask need not tell it too
-        return LocalCluster(
-            n_workers=config.processes, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
-        )

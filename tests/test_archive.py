@@ -1,6 +1,7 @@
 """An archive is the same bytes whatever stopped its making, whoever made it, and however it grew."""
 
 import hashlib
+import os
 import random
 import re
 import resource
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import cf_xarray  # noqa: F401 - the accessor
 import numpy as np
+import psutil
 import pytest
 import webdataset as wds
 import xarray as xr
@@ -121,6 +123,25 @@ def test_two_processes_write_the_same_archive(tmp_path, here):
     place, assert_same = here
     process = start(tmp_path, place, "workers.processes=2")
     assert process.wait() == 0
+    assert_same()
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])
+def test_however_it_ends_none_of_its_processes_stays(tmp_path, here, by):
+    """Interrupted as from a keyboard, which reaches all of them, or killed alone; then gone on with."""
+    place, assert_same = here
+    process = start(tmp_path, place, "workers.processes=2", start_new_session=True)
+    wait_for(tmp_path / "archive.marks", "*-*.json", 1)
+    others = psutil.Process(process.pid).children(recursive=True)
+    assert len(others) >= 2
+    (os.killpg if by == signal.SIGINT else os.kill)(process.pid, by)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if by == signal.SIGINT else -by)
+    assert not psutil.wait_procs(others, timeout=30)[1]
+    if by == signal.SIGINT:
+        assert said.splitlines()[-1:] == ["data_prep archive: interrupted; the same command goes on from here"]
+        assert "Traceback" not in said
+    assert prepare(words(tmp_path, place)) == 0
     assert_same()
 
 
