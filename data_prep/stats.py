@@ -111,11 +111,11 @@ class Sums:
             x = x_LCHW[:, channel].astype(np.float64)
             seen = np.isfinite(x)
             x[~seen] = 0
-            self.right[:, channel] += np.tensordot(basis.T, x, 1)
+            self.right[:, channel] += np.einsum("lk,lhw->khw", basis, x)  # BLAS would start threads of its own
             self.square[channel] += np.einsum("lhw,lhw->hw", x, x)
             self.count[channel] += seen.sum(axis=0)
             if not seen.all():
-                self._lack(channel, np.tensordot(pairs, (~seen).astype(np.float64), (0, 0)))
+                self._lack(channel, np.einsum("lkm,lhw->kmhw", pairs, (~seen).astype(np.float64)))
 
         with ThreadPoolExecutor(THREADS) as threads:  # a channel's sums are its own
             list(threads.map(add_channel, range(x_LCHW.shape[1])))

@@ -28,22 +28,14 @@ from slams.contracts.envelope import ContractError, provenance, write_json
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m sample increment ...`; the exit status is 2 for a user's mistake, said in one sentence."""
+    """`python -m sample increment ...`; `sample` says in one sentence what is wrong."""
     parser = argparse.ArgumentParser("sample increment", description=__doc__)
     parser.add_argument("config", help="YAML file of an assimilation")
     parser.add_argument("words", nargs="*", metavar="key=value", help="latitude, longitude, level_hpa, day, or options")
     parser.add_argument("--dry-run", action="store_true", help="print configuration and plan, and stop")
     given = parser.parse_args(arguments)
-    try:
-        single, overrides = read_words(given.words)
-        config = load(SampleConfig, given.config, overrides)
-        sys.stdout.write(run(config, single, given.dry_run))
-    except ModuleNotFoundError as error:
-        sys.stderr.write(f"{parser.prog}: {error}; pip install 'slams[plots]'\n")
-        return 2
-    except (ValueError, RuntimeError, OSError, FloatingPointError) as error:
-        sys.stderr.write(f"{parser.prog}: {' '.join(str(error).split())}\n")
-        return 2
+    single, overrides = read_words(given.words)
+    sys.stdout.write(run(load(SampleConfig, given.config, overrides), single, given.dry_run))
     return 0
 
 

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from chain import Chain, finish, start
 from hypothesis import settings
 from world import write_world
@@ -21,6 +22,15 @@ def environment():
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """What a group of members adds in which order must not depend on what ran before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

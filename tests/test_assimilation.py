@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from chain import DATES, MEMBERS, SCORE, finish, start
 from matplotlib.collections import PathCollection, QuadMesh
@@ -22,17 +21,10 @@ from slams import windows
 from slams.config import load
 from slams.contracts.observations import open_observations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIVE_DAYS = ("period.first_day=2003-01-11", "period.segment_days=5", "period.halo_days=0", "sampler.steps=6")
 NOTHING = ("observe.precipitation.operator=none", "observe.olr.operator=none")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """What a group of members adds in which order must not depend on what ran before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from chain import finish, start
 
@@ -14,6 +13,8 @@ from slams.contracts.observations import open_observations
 from slams.enoi import Choice
 from slams.enoi_archive import analysis
 from slams.enoi_observations import from_observations
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DAYS = ("period.first_day=2003-04-10", "period.last_day=2003-04-12", "period.segment_days=3", "period.every_days=0")
 ONE = ("method=enoi", "enoi.half_width_km=[6000]", "enoi.inflation=[0.7]")
@@ -96,11 +97,3 @@ def test_dry_run_tells_time_without_a_network(chain, capsys):
     out = capsys.readouterr().out
     assert "network evaluations" not in out and "s a unit" in out
     assert not (chain.folder / "enoi-dry").exists()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -27,18 +27,12 @@ from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import open_departures
 from slams.rng import normal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ("temperature", "precipitation", "olr")
 MEMBERS, FIRST = 6, "2003-03-01"
 TEN_DAYS = ("period.every_days=0", "period.segment_days=4", "period.last_day=2003-03-10", f"members={MEMBERS}")
 TEN_DAYS += ("sampler.steps=2", "guidance.iterations=1", f"period.first_day={FIRST}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
