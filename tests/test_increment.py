@@ -10,7 +10,7 @@ import torch
 from gaussian import autoregressive
 
 from sample.drawn import Drawn
-from sample.increment import main
+from sample.__main__ import main
 from sample.single_observation import Single, described, half_width_km, increment
 from slams.denoise import GaussianDenoiser
 from slams.guidance import guided
@@ -192,13 +192,13 @@ def test_the_half_width_of_a_bell_on_the_sphere_is_found_also_across_date_line_a
 )
 def test_a_mistake_is_one_sentence(words, sentence, capsys):
     given = ["latitude=50", "longitude=20", "level_hpa=500", "day=2003-01-15"]
-    assert main(["configs/sample/tiny.yaml", *given, *words]) == 2
+    assert main(["increment", "configs/sample/tiny.yaml", *given, *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("sample increment: ") and sentence in error and error.count("\n") == 1
 
 
 def test_a_missing_word_is_named(capsys):
-    assert main(["configs/sample/tiny.yaml", "latitude=50", "longitude=20", "day=2003-01-15"]) == 2
+    assert main(["increment", "configs/sample/tiny.yaml", "latitude=50", "longitude=20", "day=2003-01-15"]) == 2
     assert "level_hpa: is missing" in capsys.readouterr().err
 
 
@@ -213,7 +213,7 @@ def command(chain, tmp_path_factory):
 
     def called(*words, run="run"):
         place = ["latitude=50", "longitude=20", "level_hpa=500", "day=2003-01-15", f"folder={folder / run}"]
-        return main([*base, *place, *words]), folder / run
+        return main(["increment", *base, *place, *words]), folder / run
 
     return called
 
