@@ -9,8 +9,8 @@ import pytest
 import torch
 from gaussian import autoregressive
 
-from sample.drawn import Drawn
 from sample.__main__ import main
+from sample.drawn import Drawn
 from sample.single_observation import Single, described, half_width_km, increment
 from slams.denoise import GaussianDenoiser
 from slams.guidance import guided
