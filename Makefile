@@ -22,8 +22,8 @@ demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, abo
 	$(RUN) -m sample configs/sample/tiny.yaml
 	$(RUN) -m sample verify configs/sample/tiny.yaml
 
-test: .venv/ready  ## the promises, fast ones
-	$(RUN) -m pytest
+test: .venv/ready  ## the promises, fast ones, on two cores
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/ready .venv-world/ready  ## the promises that take long
 	$(RUN) -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +62,9 @@ def writing(path: object) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ContractError) or not (isinstance(error, OSError) or "://" in str(path)):
             raise
-        # Zarr leaves the writes of the other chunks pending, and asyncio would complain of each at exit.
+        # Zarr leaves the writes of the other chunks pending, begun or not; each would be complained of at exit.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         raise OSError(f"{path}: cannot be written ({_first_line(error)})") from error
 
 
