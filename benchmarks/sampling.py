@@ -89,8 +89,8 @@ def writing(folder):
 
 
 def memory(folder):
-    """Two segments and twenty, of one member."""
-    for last_day in ("1991-01-25", "1991-07-24"):
+    """Three segments and thirty, of one member."""
+    for last_day in ("1991-02-04", "1991-11-01"):
         shutil.rmtree(folder, ignore_errors=True)
         seconds, _, gib = run(command(folder, last_day, 1, 1))
         print(f"to {last_day}: {seconds:.0f} s, {gib:.3f} GiB", flush=True)
