@@ -57,7 +57,7 @@ class EnoiConfig:
     """Ensemble optimal interpolation; of several widths and inflations the best on validation dates is taken.
 
     Arguments:
-        half_width_km: of the localisation, to be tried.
+        half_width_km: of the localisation, to be tried; 0 = none.
         inflation: of the anomalies' variance, to be tried.
         half_width_days: of the localisation in time; 0 = none.
         season_days: anomalies are of days of the year so near the analysed one's.
@@ -79,6 +79,8 @@ class EnoiConfig:
         for name in ("half_width_km", "inflation"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: [] is not allowed; at least one number")
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; finite numbers")
         for name, least in (("half_window_days", 0), ("tuning_dates", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")

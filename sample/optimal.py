@@ -36,7 +36,7 @@ class Interpolator:
         self.frames = 2 * self.wanted.half_window_days + 1
         e = config.enoi
         tried, days = product(e.half_width_km, e.inflation), e.half_width_days or np.inf
-        self.choices = [Choice(km, days, inflation, e.season_days) for km, inflation in tried]
+        self.choices = [Choice(km or np.inf, days, inflation, e.season_days) for km, inflation in tried]
         self.archive = open_archive(config.archive)
         self.statistics = climatology_of(self.archive)
         self.checksums = {"statistics_sha256": str(self.archive.attributes["statistics_sha256"])}

@@ -65,6 +65,15 @@ def test_choice_is_the_best_of_those_tried_on_validation_dates(chain, monkeypatc
     assert told["enoi"]["inflation"] == 0.7 and told["enoi"]["half_width_days"] is None
 
 
+def test_a_half_width_of_none_leaves_the_anomalies_as_they_are(chain, product):
+    """The far field is then corrected by chance correlations, which the localisation would have cut off."""
+    assert sample(chain.sample(*DAYS, *ONE, "enoi.half_width_km=[0]", run="enoi-free")[1:]) == 0
+    found, given = (xr.open_zarr(chain.folder / name / "analysis.zarr").temperature for name in ("enoi-free", "enoi"))
+    assert (found != given).any()
+    (entry,) = (chain.folder / "enoi-free" / "analysis.zarr" / "ledger").glob("*.json")
+    assert json.loads(entry.read_text())["enoi"]["half_width_km"] is None
+
+
 def test_it_beats_the_climatology_that_it_starts_from(chain, product):
     assert sample(["verify", *chain.sample(*DAYS, *ONE, "verify.bootstrap=20", run="enoi")[1:]]) == 0
     systems = json.loads((chain.folder / "enoi" / "verify" / "scores.json").read_text())["systems"]
@@ -78,6 +87,7 @@ def test_it_beats_the_climatology_that_it_starts_from(chain, product):
         ((*ONE, "period.halo_days=1"), "period.halo_days: 1 is less than enoi.half_window_days, 2"),
         ((*ONE, "enoi.half_width_km=[]"), "half_width_km: [] is not allowed"),
         ((*ONE, "enoi.half_width_km=[30000]"), "half_width_km"),
+        ((*ONE, "enoi.half_width_km=[.inf]"), "half_width_km: [inf] is not allowed; finite numbers"),
         ((*ONE, "error_inflation={olr: 6}"), "error_inflation: {'olr': 6.0} is not for the method enoi"),
         (("method=enoi", "enoi.validation=nowhere.zarr"), "nowhere.zarr: "),
         ((*ONE, "background=x"), "background: x is not for the method enoi"),
