@@ -21,7 +21,7 @@ from sample.study.findings import findings
 from sample.study.plan import nearest_divisor, planned
 from sample.study.results import published_scores
 from sample.study.scored import Scored
-from sample.study.stages import Stage
+from sample.study.stages import Jobs, Stage, StageError
 from sample.sums import SCORES, Sums
 from slams.config import load
 
@@ -119,12 +119,33 @@ def test_asked_to_leave_it_stops_its_jobs_and_goes_on(study):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 75
-    assert not (study.parent / "left/marks/coarse-4--slams.json").exists()
+    mark = study.parent / "left/marks/coarse-4--slams.json"
+    left = json.loads(mark.read_text())
+    assert left["key"] == "" and left["processor_seconds"] > 0
     jobs = subprocess.run(["pgrep", "-f", f"folder={study.parent}/left/cases"], capture_output=True, text=True)
     assert jobs.stdout == ""
     finish(start([*words, "--processes", "2"]))
     found = json.loads((study.parent / "left" / "results.json").read_text())["results"]
     assert found["coarse-4"] == result(study)["results"]["coarse-4"]
+    assert json.loads(mark.read_text())["processor_seconds"] > left["processor_seconds"]
+
+
+def test_what_a_stage_cost_is_the_sum_of_its_runs(tmp_path):
+    """The second run, of a job that finds nothing to do, would else be all that the first had cost."""
+    given = tmp_path / "given.json"
+    stage = Stage("case", (("json.tool", str(given)),))
+    given.write_text("{")
+    with pytest.raises(StageError):
+        stage.run(tmp_path, 1, Jobs())
+    first = json.loads(stage.mark(tmp_path).read_text())
+    assert not stage.done(tmp_path) and first["seconds"] > 0
+    stage.mark(tmp_path).write_text(json.dumps(first | {"seconds": 1000.0}))
+    given.write_text("{}")
+    stage.run(tmp_path, 1, Jobs())
+    assert stage.done(tmp_path) and json.loads(stage.mark(tmp_path).read_text())["seconds"] > 1000
+    other = replace(stage, commands=(("json.tool", "--compact", str(given)),))
+    other.run(tmp_path, 1, Jobs())
+    assert json.loads(other.mark(tmp_path).read_text())["seconds"] < 1000
 
 
 def test_another_command_upstream_makes_its_cases_run_again(study):

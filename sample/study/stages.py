@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -77,17 +78,29 @@ class Stage:
         Raises:
             StageError: a command failed; says its last words.
         """
-        log, began, processor = folder / LOGS / f"{self.file}.log", time.perf_counter(), 0.0
+        log = folder / LOGS / f"{self.file}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in self.commands:
-            status, spent = jobs.run(command, log, threads)
-            processor += spent
+            began = time.perf_counter()
+            status, processor = jobs.run(command, log, threads)
+            self._spent(folder, time.perf_counter() - began, processor)
             if status:
                 raise StageError(_words(self.name, log, status))
-        done = {"key": self.key, "commands": [shlex.join(command) for command in self.commands]}
-        seconds = {"seconds": round(time.perf_counter() - began, 1), "processor_seconds": round(processor, 1)}
+        write_json(self.mark(folder), self._marked(folder) | {"key": self.key})
+
+    def _spent(self, folder: Path, seconds: float, processor: float) -> None:
+        """Add to what it has cost: an interrupted one goes on where it was, and its earlier runs count."""
+        mark = self._marked(folder)
+        sums = {"seconds": mark["seconds"] + seconds, "processor_seconds": mark["processor_seconds"] + processor}
         self.mark(folder).parent.mkdir(exist_ok=True)
-        write_json(self.mark(folder), done | seconds)
+        write_json(self.mark(folder), mark | {"key": ""} | {name: round(value, 3) for name, value in sums.items()})
+
+    def _marked(self, folder: Path) -> dict[str, Any]:
+        """Its mark; a new one if other commands left the one that is there."""
+        commands = [shlex.join(command) for command in self.commands]
+        there = read_json(self.mark(folder), "the mark of a stage") if self.mark(folder).is_file() else {}
+        new = {"commands": commands, "seconds": 0.0, "processor_seconds": 0.0}
+        return there if there.get("commands") == commands else new
 
     @property
     def file(self) -> str:

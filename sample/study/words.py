@@ -9,7 +9,7 @@ from sample.study import tables
 from sample.study.tables import Cell, Study, Table, label, rivals, title, verdict
 from slams.page import MARKS
 
-COST_WORDS = "Processor time of each case: drawing all members on all dates, and verifying them."
+COST_WORDS = "Processor time of each case, all its runs together: drawing all members on all dates, and verifying them."
 SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
 NOT_THERE = f"{tables.MISSING} not run, or nothing that this system can do"
 
