@@ -52,6 +52,7 @@ class Assimilator:
     def __init__(self, config: SampleConfig) -> None:
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cudnn.allow_tf32 = config.bf16  # else a GPU's convolutions are those of a CPU to 1e-3 only
         self.score = open_bundle(config.score)
         self.denoise, self.model = open_score(self.score)
         self.denoise.network.to(self.device)

@@ -152,6 +152,17 @@ def test_a_full_disk_is_one_sentence_and_what_stands_is_kept(chain, whole):
     assert_same(product, whole)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_draws_what_a_cpu_draws(chain, whole):
+    """To 1e-4 of each variable's standard deviation, by a program that is shown no GPU."""
+    command = chain.sample(*TEN_DAYS, run="on-cpu")
+    finish(start(command, CUDA_VISIBLE_DEVICES=""))
+    cpu, gpu = (xr.open_zarr(path).load() for path in (chain.folder / "on-cpu" / "analysis.zarr", whole))
+    for name in NAMES:
+        a, b = gpu[name].values, cpu[name].values
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.nanstd(b), err_msg=name)
+
+
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(chain, whole):
     """kill -9 at random moments, of the start, of a draw and within a write."""
