@@ -1,7 +1,7 @@
 """Twenty steps of each tiny preset give the losses that are stored, digit for digit: no change goes unnoticed.
 
 The data are made here, since the sample world takes minutes; everything else is the preset's own. The instruction
-sets are held at AVX2, which every machine of the last ten years has, so that their kernels are the same: those of torch,
+sets are held at AVX2, which every machine of the last ten years has, so that the kernels are the same: those of torch,
 of oneDNN and MKL under it, and of NumPy's OpenBLAS.
 """
 
