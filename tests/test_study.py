@@ -325,12 +325,22 @@ def test_published_scores_are_those_of_the_paper():
 def test_studies_of_the_project_are_whole(path):
     config = load(StudyConfig, path)
     plan = planned(config, (32, 64))
-    assert set(config.cases) == set(plan.cases) and len(plan.stages) > len(config.cases)
+    assert set(config.cases) == set(plan.cases) and len(plan.stages) > len(set(plan.cases.values()))
     assert load(StudyConfig, path, config.quick).cases
     if config.published:
         with (ROOT / config.published).open() as file:
             named = {(row["setting"], row["system"]) for row in csv.DictReader(file)}
         assert named == set(config.cases)
+
+
+def test_settings_that_a_coarse_grid_makes_one_are_analysed_once():
+    """On 32 x 64 cells blocks of 12, 15 and 20 are all of 16; on 120 x 240 each is its own, and so is each noise."""
+    config = load(StudyConfig, ROOT / "configs/studies/paper.yaml")
+    coarse, fine = (planned(config, shape) for shape in ((32, 64), (120, 240)))
+    alike = {coarse.cases[f"coarse-{factor}", "latent"] for factor in (12, 15, 20)}
+    assert len(alike) == 1 and coarse.folder(("coarse-20", "latent")) == coarse.folder(("coarse-12", "latent"))
+    assert len(set(coarse.cases.values())) == 4 * 10 and len(set(fine.cases.values())) == 4 * 13
+    assert coarse.stages.count(*alike) == 1
 
 
 def test_every_score_has_its_words():

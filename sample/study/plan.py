@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sample.config import SampleConfig
 from sample.study.config import StudyConfig
@@ -30,6 +31,7 @@ class Plan:
     """All stages; settings with the factor that their grid allows.
 
     Arguments:
+        cases: those whose settings ask for the same, where a factor stands in another's place, share a stage.
         factors: by setting, what fills ``{factor}``.
     """
 
@@ -40,7 +42,11 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        return [*self.prepare, *self.observe, *self.cases.values()]
+        return list(dict.fromkeys((*self.prepare, *self.observe, *self.cases.values())))
+
+    def folder(self, case: tuple[str, str]) -> Path:
+        """Where a case, (setting, system), is analysed and verified."""
+        return Path(self.cases[case].leaves).parents[1]
 
 
 def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
@@ -51,21 +57,27 @@ def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
     """
     prepare = preparations(config)
     factors = {name: nearest_divisor(setting.factor, shape_HW) for name, setting in config.settings.items()}
+    asked = {name: (factors[name], setting.fills) for name, setting in config.settings.items()}
     observe: dict[str, Stage] = {}
     cases: dict[tuple[str, str], Stage] = {}
     for setting, system in config.cases:
         how = config.systems[system]
+        twins = [stage for (other, name), stage in cases.items() if name == system and asked[other] == asked[setting]]
+        if twins:
+            cases[setting, system] = twins[0]
+            continue
         paths = {"validation": _observations(config, setting, system, "validation")}
         splits = ["test", *(["validation"] if "{validation}" in how.sample else [])]
         for split in splits:
             stage = _observing(config, setting, system, split, factors[setting], tuple(prepare[-1:]))
             observe[stage.name] = stage
         words = shlex.split(_filled(f"systems.{system}.sample", f"{how.sample} {config.sample}", paths))
-        words += [f"folder={case_folder(config, setting, system)}"]
+        folder = f"{config.folder}/{CASES}/{setting}/{system}"
+        words += [f"folder={folder}"]
         words += [f"observations={_observations(config, setting, system, 'test')}"]
         commands = ("sample", *words), ("sample", "verify", *words)
         after = tuple(observe[_observing_name(config, setting, system, split)] for split in splits)
-        done = f"{case_folder(config, setting, system)}/verify/scores.json"
+        done = f"{folder}/verify/scores.json"
         cases[setting, system] = Stage(f"{setting}/{system}", commands, after, _stood_on(words), done)
     return Plan(prepare, list(observe.values()), cases, factors)
 
@@ -76,10 +88,6 @@ def nearest_divisor(factor: int, shape_HW: tuple[int, int]) -> int:
     rows, columns = shape_HW
     fitting = [n for n in range(1, rows // 2 + 1) if rows % n == 0 and columns % n == 0]
     return min(fitting, key=lambda n: (abs(n - factor), -n))
-
-
-def case_folder(config: StudyConfig, setting: str, system: str) -> str:
-    return f"{config.folder}/{CASES}/{setting}/{system}"
 
 
 def _how(config: StudyConfig, system: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sample.study.config import KINDS, SettingConfig, StudyConfig
 from sample.study.findings import findings
-from sample.study.plan import Plan, case_folder
+from sample.study.plan import Plan
 from sample.study.scored import Scored, gathered
 from slams.contracts.envelope import ContractError, provenance, read_json
 from slams.uncertainty import Estimate
@@ -121,7 +121,7 @@ def _cost(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
 
 def _pages(config: StudyConfig, plan: Plan, setting: str) -> dict[str, str]:
     return {
-        system: f"{case_folder(config, setting, system)}/verify/report.html"
+        system: str(plan.folder((of, system)) / "verify/report.html")
         for (of, system), stage in plan.cases.items()
         if of == setting and stage.done(Path(config.folder))
     }

@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
 def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, arguments: list[str]) -> None:
     complete(preparations(config), folder, 1, words.threads * words.processes)
     plan = planned(config, grid_shape(config))
-    wanted = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
+    chosen = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
+    wanted = list(dict.fromkeys(chosen))
     needed = {stage.name for case in wanted for stage in case.after}
     complete([stage for stage in plan.observe if stage.name in needed], folder, words.processes, words.threads)
     try:
@@ -105,7 +106,7 @@ def _told(config: StudyConfig) -> list[str]:
         plan = planned(config, grid_shape(config))
     except ContractError as error:
         return [*told, f"{len(config.cases)} cases, once there is an archive: {error}"]
-    for stage in (*plan.observe, *plan.cases.values()):
+    for stage in plan.stages[len(prepare) :]:
         told += [f"{_state(stage, folder)}  {stage.name}: {shlex.join(stage.commands[0])}"]
     left = sum(not stage.done(folder) for stage in plan.stages)
     return [*told, f"study {config.folder}: {len(plan.stages)} stages, {left} left"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sample.study.config import StudyConfig
-from sample.study.plan import Plan, case_folder
+from sample.study.plan import Plan
 from sample.sums import Sums, read_sums
 from slams.contracts.envelope import ContractError, read_json
 from slams.rng import generator
@@ -56,8 +56,8 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     done = [case for case, stage in plan.cases.items() if stage.done(folder)]
     if not done:
         raise ContractError(f"{folder}: no case is verified yet; run the study first")
-    sums = {case: read_sums(Path(case_folder(config, *case), "verify")) for case in done}
-    told = {case: read_json(Path(case_folder(config, *case), "verify/scores.json"), "scores") for case in done}
+    sums = {case: read_sums(plan.folder(case) / "verify") for case in done}
+    told = {case: read_json(plan.folder(case) / "verify/scores.json", "scores") for case in done}
     common = sums[done[0]].time
     for each in sums.values():
         common = np.intersect1d(common, each.time)
@@ -68,8 +68,7 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     for case in done:
         for part in ("variable", "levels_hpa", "units"):
             if told[case][part] != first[part]:
-                where = case_folder(config, *case)
-                raise ContractError(f"{where}: has {part} {told[case][part]}, others {first[part]}")
+                raise ContractError(f"{plan.folder(case)}: has {part} {told[case][part]}, others {first[part]}")
     found = {case: each.on(common) for case, each in sums.items()}
     members = {system: told[setting, system]["members"] for setting, system in done}
     for name, told_by in config.baselines.items():
