@@ -19,7 +19,7 @@ import numpy as np
 from sample.assimilator import REDRAWS
 from sample.config import SampleConfig
 from sample.departures import write_departures
-from sample.leave import AGAIN, Clock, Leave, leaving_on_signals
+from sample.leave import AGAIN, Clock, Leave, leaving_on_signals, minutes_left
 from sample.plan import Unit, by_segment, evaluations, segments, share
 from sample.progress import progress
 from sample.run import Run
@@ -72,7 +72,8 @@ def run(config: SampleConfig) -> int:
     made.check_days(work)
     product = _product(config, made, len(work[0].members))
     todo = [unit for unit in mine if product.finished(unit.name) is None]
-    clock = Clock(config.time_limit_minutes, made.seconds(todo[0]) if config.time_limit_minutes and todo else 0.0)
+    minutes = minutes_left(config.time_limit_minutes, os.environ)
+    clock = Clock(minutes, made.seconds(todo[0]) if minutes and todo else 0.0)
     segments = by_segment(work)
     with present(product.path) as here, leaving_on_signals():
         try:

@@ -11,14 +11,15 @@ A member that diverges is drawn again with other noise, at most twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sample.config import SampleConfig
 from sample.drawn import DivergedMemberError, Drawn, diverged, refuse_diverged
@@ -38,7 +39,9 @@ from slams.statistics import Statistics, day_features
 from slams.windows import saved_bytes, windowed
 
 REDRAWS = 2
-PLACES = 4  # members drawn at once on a CPU: nearly as fast as more
+# Members drawn at once on a CPU. Alone one costs twice what it does among eight, and 1.2 times among four, where a
+# segment is one window; longer ones, and units of fewer members than there are places, gain nothing from more.
+PLACES, PLACES_OF_A_WINDOW = 4, 8
 DECODER_GRAPHS = 3  # forward, its derivative, and the derivative of that: what an observation operator keeps
 
 
@@ -63,7 +66,7 @@ class Assimilator:
         self.unresolved_C = _unresolved(self.bundle, self.spec)
         self._bytes = self._measured()
 
-    @property
+    @cached_property
     def statistics(self) -> Statistics:
         return self.score.statistics()
 
@@ -135,7 +138,7 @@ class Assimilator:
         return one + (self.config.sampler.steps - 1) * max(two - one, 0.0)
 
     def _groups(self, members: np.ndarray, n_days: int) -> list[np.ndarray]:
-        """Members that are drawn together; on a CPU those of the same multiple of `PLACES`."""
+        """Members that are drawn together; on a CPU those of the same multiple of their places."""
         at_once = self.members_at_once(n_days)
         if self.device.type == "cpu":
             at_once = self._places(n_days)
@@ -143,7 +146,10 @@ class Assimilator:
         return [members[i : i + at_once] for i in range(0, len(members), at_once)]
 
     def _places(self, n_days: int) -> int:
-        return PLACES if self.members_at_once(n_days) >= PLACES else 1
+        """The most that fit the budget and that members fill by more than half."""
+        most = min(self.members_at_once(n_days), 2 * self.config.members - 1)
+        one_window = n_days <= self.model.frames
+        return next((n for n in (*[PLACES_OF_A_WINDOW] * one_window, PLACES) if n <= most), 1)
 
     def members_at_once(self, n_days: int) -> int:
         """How many trajectories of that length the memory budget holds; at least 1."""
@@ -244,8 +250,9 @@ class Assimilator:
         z, t = torch.zeros(1, frames, *self.shape_ZHW, device=self.device), torch.tensor(0.5, device=self.device)
         day = torch.zeros(1, frames, 5, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            window = saved_bytes(lambda z: self.denoise(z, t, day), z)
-            frame = 0 if self.network is None else saved_bytes(self._decoder(0), z[:, :1])
+            window = saved_bytes(lambda z: self.denoise(z, t, day), z, _held(self.denoise.network))
+            decoder = self.network
+            frame = 0 if decoder is None else saved_bytes(self._decoder(0), z[:, :1], _held(decoder))
         return {"window": max(1, window), "frame": max(1, DECODER_GRAPHS * frame)}
 
     def at_once(self, n_days: int) -> list[int]:
@@ -254,12 +261,24 @@ class Assimilator:
             return []
         return [self._places(n_days), self._at_once("window", n_days), self._at_once("frame", n_days)]
 
+    @property
+    def threads(self) -> int:
+        """On these, too, rounding on a CPU depends: OMP_NUM_THREADS, or as many as there are cores; 0 on a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 0
+
+    def use_threads(self, number: int) -> None:
+        """As many as a product was begun with; 0 = as they are."""
+        if number:
+            torch.set_num_threads(number)
+
     def held_bytes(self, n_days: int, n_members: int) -> int:
         """What the networks hold at most while so many members are drawn."""
         together = self._places(n_days) if self.device.type == "cpu" else n_members
         return min(together * self._trajectory_bytes(n_days), self._budget)
 
     def _trajectory_bytes(self, n_days: int) -> int:
+        """Of a segment at the end of a period, too, those of a whole one: it is drawn as the others are."""
+        n_days = max(n_days, self.config.period.segment_days + 2 * self.config.period.halo_days)
         return (n_days - self.model.frames + 1) * self._bytes["window"] + n_days * self._bytes["frame"]
 
     def _at_once(self, what: str, n_days: int) -> int:
@@ -267,6 +286,12 @@ class Assimilator:
         if self._trajectory_bytes(n_days) <= self._budget:
             return 0
         return max(1, self._budget // 2 // self._bytes[what])
+
+
+def _held(network: nn.Module) -> Iterator[Tensor]:
+    """Weights and buffers."""
+    yield from network.parameters()
+    yield from network.buffers()
 
 
 def _autoencoder(config: SampleConfig, score: Bundle) -> Bundle | None:

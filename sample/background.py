@@ -10,7 +10,7 @@ from slams.contracts.analysis import FORMAT as ANALYSIS
 from slams.contracts.analysis import Analysis, drawn, open_analysis
 from slams.contracts.archive import open_archive
 from slams.contracts.envelope import ContractError, read_json
-from slams.contracts.storage import place
+from slams.contracts.storage import place, reading
 from slams.spec import StateSpec
 
 
@@ -26,7 +26,8 @@ class FirstGuess:
 
     def __init__(self, path: str | Path, spec: StateSpec) -> None:
         self.path, self.spec = place(path), spec
-        kind = read_json(self.path / "zarr.json", "a background").get("attributes", {}).get("format")
+        with reading(self.path):
+            kind = read_json(self.path / "zarr.json", "a background").get("attributes", {}).get("format")
         self.source = open_analysis(self.path) if kind == ANALYSIS else open_archive(self.path)
         if isinstance(self.source, Analysis) and not self.source.is_complete:
             raise ContractError(f"{self.path}: is not finished; a background has to be")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,6 +31,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise Leave
 
 
+def minutes_left(asked: float, environment: Mapping[str, str]) -> float:
+    """Minutes until the sooner of two limits: that asked for, and the end that a scheduler tells; 0 = neither."""
+    told = environment.get("SLURM_JOB_END_TIME", "")
+    scheduled = (int(told) - time.time()) / 60 if told.isdigit() else 0.0
+    return min((minutes for minutes in (asked, scheduled) if minutes > 0), default=0.0)
+
+
 class Clock:
     """Whether there is time for one more unit.
 
@@ -45,8 +52,8 @@ class Clock:
     def __init__(self, minutes: float, unit_seconds: float) -> None:
         if minutes and unit_seconds > 60 * minutes:
             raise ValueError(
-                f"time_limit_minutes: {minutes:g} is too short for one unit, which takes {unit_seconds / 60:.2g}; more "
-                "is needed, or smaller units"
+                f"time_limit_minutes, or the scheduler's limit: {minutes:.3g} is too short for one unit, which takes "
+                f"{unit_seconds / 60:.2g}; more is needed, or smaller units"
             )
         self.longest = unit_seconds
         self.begun = time.monotonic()

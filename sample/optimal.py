@@ -103,6 +103,11 @@ class Interpolator:
     def at_once(self, n_days: int) -> list[int]:
         return []
 
+    threads = 0  # its matrices are solved in double precision and rounded to single
+
+    def use_threads(self, number: int) -> None:
+        """Nothing: see `threads`."""
+
     def _windows(self, seen: Sequence[Observed], n_days: int) -> Iterator[tuple[int, Listed]]:
         """Each day whose window is whole, and what was observed in that window."""
         k = self.wanted.half_window_days

@@ -56,7 +56,7 @@ class Run:
             work: all units of a run, whoever draws them: a cluster refuses what one process refuses.
 
         Raises:
-            ContractError: naming the day.
+            ContractError: naming the day, or a segment without any observation.
             ValueError: a segment is shorter than a window of the score network.
         """
         segments = {unit.days[0]: unit.all_days for unit in work}.values()
@@ -67,7 +67,14 @@ class Run:
             )
         for days in segments:
             self.first_guess_of(days)
-        self.observations.check(self.observed, np.unique(np.concatenate(list(segments))))
+        every_day = np.unique(np.concatenate(list(segments)))
+        observed_days = every_day[self.observations.check(self.observed, every_day)]
+        for days in segments:
+            if not np.isin(days, observed_days).any():
+                raise ContractError(
+                    f"{self.observations.path}: nothing is observed from {days[0]} to {days[-1]}, a segment with its "
+                    "halo; leave those days out of the period, or take longer segments"
+                )
 
     def analyse(self, unit: Unit, first_guess_CHW: np.ndarray | None) -> Drawn:
         """Members of a unit on its kept days.
@@ -97,7 +104,7 @@ class Run:
         return None if self.first_guess is None else self.first_guess.read(days[0] - 1)
 
     def units(self) -> list[Unit]:
-        """The units of the run, of the size with which its product was begun.
+        """The units of the run, of the size with which its product was begun, and with as many threads.
 
         Raises:
             ValueError: the configuration asks for another size.
@@ -106,7 +113,9 @@ class Run:
         asked, path = self.config.members_per_unit, self.config.product
         size = min(asked or self.method.members_at_once(n_days), self.config.members)
         if stands(path):
-            begun, _ = open_analysis(path).unit
+            product = open_analysis(path)
+            self.method.use_threads(int(product.attributes["config"].get("threads", 0)))
+            begun, _ = product.unit
             if asked and size != begun:
                 raise ValueError(f"members_per_unit: {asked}, but {path} was begun in units of {begun}; 0 takes those")
             size = begun
@@ -123,7 +132,8 @@ class Run:
         others = [name for method, names in OF_METHOD.items() if method != self.config.method for name in names]
         content = {k: v for k, v in to_dict(self.config).items() if k not in (*WITHOUT_EFFECT, *others)}
         n_days = self.config.period.segment_days + 2 * self.config.period.halo_days
-        return content | self.checksums | {"drawn_at_once": self.method.at_once(n_days)}
+        drawing = {"drawn_at_once": self.method.at_once(n_days), "threads": self.method.threads}
+        return content | self.checksums | drawing
 
     @property
     def prior(self) -> str:

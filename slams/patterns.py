@@ -94,12 +94,14 @@ class SeasonalAmplitudes(nn.Module):
 
     def forward(self, amplitude_BP: Tensor, alpha_B: Tensor, sigma_B: Tensor, season_B: Tensor) -> Tensor:
         """Amplitudes expected of noisy ones."""
-        # one season, as in sampling, needs one matrix and not one for each window
-        season = season_B[0] if (season_B == season_B[0]).all() else season_B
-        axes = self.get_buffer("axes")[season]
         share = gain(self.get_buffer("variance")[season_B], alpha_B[:, None], sigma_B[:, None])
-        rotated = (amplitude_BP[:, None] @ axes).squeeze(1) * share
-        return (rotated[:, None] @ axes.mT).squeeze(1)
+        # one matrix for all windows and each season that there is: a matrix for each window would fill the memory
+        present = [season for season in range(SEASONS) if (season_B == season).any()] or [0]
+        found = torch.zeros_like(amplitude_BP)
+        for season in present:
+            axes = self.get_buffer("axes")[season]
+            found = torch.where((season_B == season)[:, None], (amplitude_BP @ axes * share) @ axes.mT, found)
+        return found
 
     @torch.no_grad()
     def fit(self, patterns: Patterns, windows_BLZHW: np.ndarray, year_B: np.ndarray) -> None:

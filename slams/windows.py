@@ -7,7 +7,7 @@ For a Markov chain of order k the composition is exact only in the noise-free li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -84,9 +84,14 @@ def in_chunks(f: Callable[..., Tensor], at_once: int, *inputs: Tensor) -> Tensor
     return torch.cat([f(*chunk) for chunk in chunks])
 
 
-def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """What one evaluation of f keeps for its backward pass: each piece of memory counted once."""
+def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor, there: Iterable[Tensor] = ()) -> int:
+    """What one evaluation of f keeps for its backward pass: each piece of memory counted once.
+
+    Arguments:
+        there: what is held anyway, weights and buffers, and not once more for each evaluation.
+    """
     sizes: dict[int, int] = {}
+    known = {tensor.untyped_storage().data_ptr() for tensor in there}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -96,4 +101,4 @@ def saved_bytes(f: Callable[[Tensor], Tensor], x: Tensor) -> int:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         kept = f(x.detach().requires_grad_())
     del kept
-    return sum(sizes.values())
+    return sum(size for pointer, size in sizes.items() if pointer not in known)

@@ -5,6 +5,8 @@ cd "${SLURM_SUBMIT_DIR:?submit from the root of the checkout}"
 source slurm/env.sh
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun no longer takes it over from sbatch
+end=$(date --date="$(squeue -ho %e -j "$SLURM_JOB_ID")" +%s 2> /dev/null) || end='' # no limit
+export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$end}" # which newer SLURM tells by itself
 AGAIN=75          # status of a command that saved itself and goes on when it is started again
 MOST_RESTARTS=100 # of one that never gets anywhere in its time
 # A task of an array by its own name: the number of its first task is also that of the whole array.
@@ -12,7 +14,6 @@ job=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
 say() { echo "slurm: $(date -Is) $*"; }
-
 # One address for all ranks: the first node by name, or by its address where names do not resolve.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if getent hosts "$first" > /dev/null; then MASTER_ADDR=$first

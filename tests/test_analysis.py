@@ -481,8 +481,11 @@ SAYING = """
 import sys
 sys.path.insert(0, "tests")
 from test_analysis import *
+from sample.background import FirstGuess
+from slams.contracts.archive import open_archive
 for begun in (lambda: analysis.open_analysis(sys.argv[1]), lambda: begin(sys.argv[1]), lambda: open_bundle(sys.argv[1]),
-              lambda: open_observations(sys.argv[1])):
+              lambda: open_observations(sys.argv[1]), lambda: open_archive(sys.argv[1]),
+              lambda: FirstGuess(sys.argv[1], SPEC)):
     try:
         begun()
     except (ContractError, OSError) as error:
@@ -504,7 +507,7 @@ def test_a_store_that_cannot_be_used_is_one_sentence(tmp_path, lacking):
     command = [sys.executable, "-c", SAYING, "s3://bucket/none.zarr"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     lines = done.stdout.splitlines()
-    assert len(lines) == 4, done.stderr
+    assert len(lines) == 6, done.stderr
     assert all(line.startswith("s3://bucket/none.zarr") and ": cannot be read (" in line for line in lines)
     told = "connect" if lacking == "server" else "credentials"
     assert all(told in line for line in lines), lines

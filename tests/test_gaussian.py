@@ -12,6 +12,7 @@ from slams.rng import normal
 from slams.sde import CosineSDE
 from slams.spec import Grid
 from slams.statistics import day_features
+from slams.windows import saved_bytes
 from slams.zonal import ZonalForecast, ZonalGaussian, fourier_basis
 
 Z, H, W, L = 2, 3, 8, 3
@@ -291,6 +292,21 @@ def test_a_season_without_windows_is_as_the_whole_record():
     assert amplitudes.variance[0].max() > 1
     torch.testing.assert_close(amplitudes.variance[6], amplitudes.variance[0], rtol=0, atol=0)
     torch.testing.assert_close(amplitudes.axes[6], amplitudes.axes[0], rtol=0, atol=0)
+
+
+def test_windows_of_several_seasons_are_each_by_its_own_and_share_its_matrix():
+    """As if each were alone, in whatever order; kept for the backward pass are no copies of the seasons' matrices."""
+    count, seasons = 64, torch.tensor([11, 0, 11, 3, 0, 11, 0, 3])
+    amplitudes = SeasonalAmplitudes(count)
+    amplitudes.axes.copy_(torch.linalg.qr(torch.from_numpy(normal(0, "init", shape=(12, count, count))))[0])
+    amplitudes.variance.copy_(torch.rand(12, count))
+    x, (alpha, sigma) = torch.from_numpy(normal(1, "init", shape=(len(seasons), count))), scales(0.4, len(seasons))
+    together = amplitudes(x, alpha, sigma, seasons)
+    for i in range(len(seasons)):
+        alone = amplitudes(x[i : i + 1], alpha[i : i + 1], sigma[i : i + 1], seasons[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone)
+    kept = saved_bytes(lambda x: amplitudes(x, alpha, sigma, seasons), x, amplitudes.buffers())
+    assert kept < count * count * 4
 
 
 @pytest.mark.parametrize("half_width_km", [3000, 6000, 9000])

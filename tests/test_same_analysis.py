@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from chain import ROOT, finish, start
 from test_analysis import files
 
 from sample import assimilate as job
 from sample.__main__ import main as assimilate
 from sample.assimilator import Assimilator
-from sample.leave import Clock
+from sample.leave import Clock, minutes_left
 from sample.run import Run
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import open_departures
+from slams.contracts.observations import open_observations
 from slams.rng import normal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,7 +133,55 @@ def test_a_time_limit_shorter_than_a_unit_is_refused(chain, capsys):
     command = chain.sample(*TEN_DAYS, "time_limit_minutes=0.0001", run="hasty")
     assert assimilate(command[1:]) == 2
     said = capsys.readouterr().err
-    assert "time_limit_minutes: 0.0001 is too short for one unit" in said and said.count("\n") == 1
+    assert "limit: 0.0001 is too short for one unit" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "left", "minutes"),
+    [(0, None, 0), (0, 600, 10), (5, 600, 5), (20, 600, 10), (20, -60, 20), (20, None, 20)],
+)
+def test_the_sooner_of_two_limits_counts(monkeypatch, asked, left, minutes):
+    monkeypatch.setattr("sample.leave.time.time", lambda: 1e9)
+    told = {} if left is None else {"SLURM_JOB_END_TIME": str(10**9 + left)}
+    assert minutes_left(asked, told) == minutes
+    assert minutes_left(asked, {"SLURM_JOB_END_TIME": ""}) == asked
+
+
+def test_a_schedulers_limit_shorter_than_a_unit_is_refused(chain, capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 1))
+    monkeypatch.setattr("sample.run.Run.seconds", lambda self, unit: 90.0)
+    assert assimilate(chain.sample(*TEN_DAYS, run="scheduled")[1:]) == 2
+    assert "is too short for one unit, which takes 1.5; more is needed" in capsys.readouterr().err
+
+
+def test_a_segment_of_which_nothing_was_observed_is_refused_before_anything_is_drawn(chain, capsys, tmp_path):
+    """Observations end on 2 March: the first segment and its halo, from 27 February, see some of them."""
+    seen = shutil.copytree(chain.folder / "observations.zarr", tmp_path / "seen.zarr")
+    late = open_observations(seen).time > np.datetime64("2003-03-02")
+    group = zarr.open_group(seen, mode="r+")
+    for name in NAMES:
+        mask = group[f"{name}/mask"]
+        mask[:] = mask[:] & ~late[:, None, None, None] if mask.ndim == 4 else mask[:] & ~late[:, None, None]
+    assert assimilate(chain.sample(*TEN_DAYS, f"observations={seen}", run="blind")[1:]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is observed from 2003-03-03 to 2003-03-10, a segment with its halo" in said, said
+    assert said.count("\n") == 1 and not (chain.folder / "blind").exists()
+
+
+def test_a_product_goes_on_with_the_threads_it_was_begun_with(chain, ten_days, whole):
+    """A sum by two threads rounds otherwise."""
+    folder = chain.folder / "threads"
+    shutil.copytree(whole, folder / "analysis.zarr")
+    for gone in ("complete.json", "segments", "ledger", *(f"{name}/c" for name in NAMES)):
+        path = folder / "analysis.zarr" / gone
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    torch.set_num_threads(2)
+    try:
+        product = ten_days("threads")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    assert_same(product, whole)
 
 
 def test_other_units_than_those_it_was_begun_with_are_refused(chain, whole, capsys):

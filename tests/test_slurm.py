@@ -299,6 +299,10 @@ LEAVES = """[ -n "$SLURM_RESTART_COUNT" ] && exit 0
 trap "exit 75" USR1 TERM; for i in {1..300}; do sleep 0.1; done; exit 1"""
 
 
+# Fails where the command is not told when its job ends.
+IN_FIVE_MINUTES = 'left=$((SLURM_JOB_END_TIME - $(date +%s))); [ $left -gt 200 ] && [ $left -le 300 ]'
+
+
 @pytest.fixture(scope="module")
 def jobs(cluster, tmp_path_factory):
     """Jobs of every kind, at once, to their ends."""
@@ -308,6 +312,8 @@ def jobs(cluster, tmp_path_factory):
         "warned": Job(cluster, folder, "warned", LEAVES),
         "cancelled": Job(cluster, folder, "cancelled", LEAVES),
         "wrong": Job(cluster, folder, "wrong", "exit 3"),
+        "limited": Job(cluster, folder, "limited", IN_FIVE_MINUTES, "--time=5"),
+        "unlimited": Job(cluster, folder, "unlimited", '[ -z "$SLURM_JOB_END_TIME" ]'),
         "array": Job(cluster, folder, "array", f'[ "$SLURM_ARRAY_TASK_ID" = 2 ] || exit 0; {LEAVES}', "--array=0-2"),
     }
     wait_until(lambda: all(job.starts for job in jobs.values()) and len(jobs["array"].starts) == 3)
@@ -332,6 +338,11 @@ def test_a_task_that_leaves_is_started_again_and_not_its_array(jobs):
 def test_a_job_that_was_cancelled_or_went_wrong_is_not_started_again(jobs):
     assert jobs["cancelled"].starts == jobs["wrong"].starts == ["::0"]
     assert (jobs["cancelled"].states(), jobs["wrong"].states()) == (["CANCELLED"], ["FAILED"])
+
+
+@pytest.mark.parametrize("name", ["limited", "unlimited"])
+def test_a_command_is_told_when_its_job_ends(jobs, name):
+    assert jobs[name].states() == ["COMPLETED"]
 
 
 # The first task waits for the other, which runs on the same machine, and fails when that is gone; as gloo and NCCL do.

@@ -73,6 +73,13 @@ def test_saved_bytes_counts_what_a_known_function_keeps():
     assert saved_bytes(lambda x: torch.sin(x.view(10, 100)).t(), x) == 8000
 
 
+def test_saved_bytes_counts_no_weight():
+    """A product keeps both factors for its backward pass; one of them is there however many evaluations there are."""
+    x, weight = torch.zeros(1000, dtype=torch.float64), torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    assert saved_bytes(lambda x: torch.sin(x) * weight, x) == 3 * 8000
+    assert saved_bytes(lambda x: torch.sin(x) * weight, x, there=[weight]) == 2 * 8000
+
+
 def test_chunks_take_several_inputs_and_a_remainder():
     a, b = torch.arange(7.0), torch.arange(7.0) * 10
     assert in_chunks(lambda a, b: a + b, 3, a, b).tolist() == (a + b).tolist()

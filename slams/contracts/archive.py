@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
 from slams.contracts.envelope import ContractError, check_header, header, sha256
-from slams.contracts.storage import place, writing
+from slams.contracts.storage import is_file, place, writing
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
@@ -41,7 +41,14 @@ def codecs() -> tuple[BloscCodec, Crc32cCodec]:
 
 def write_coordinate(group: zarr.Group, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
     """A one-dimensional CF coordinate in one chunk."""
-    axis = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=values.shape, dimension_names=[name])
+    axis = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=values.shape,
+        dimension_names=[name],
+        compressors=codecs(),
+    )
     axis[:] = values
     axis.attrs.update(attributes)
 
@@ -315,7 +322,7 @@ def open_archive(path: str | Path) -> Archive:
         ContractError: nothing there, another format or a newer version.
     """
     path = place(path)
-    if not (path / "zarr.json").is_file():
+    if not is_file(path / "zarr.json"):
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
     with reading(path):
         group = zarr.open_group(str(path), mode="r")

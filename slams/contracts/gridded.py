@@ -103,6 +103,11 @@ class Gridded:
         """The mask, by the name that stations have for theirs."""
         return self.mask
 
+    @property
+    def observed_days(self) -> np.ndarray:
+        """Whether anything was observed, (L,)."""
+        return np.asarray(self.mask.any(axis=(1, 2, 3)))
+
     def during(self, frames: slice) -> Gridded:
         """Of consecutive ones among its days."""
         return replace(self, **{part: getattr(self, part)[frames] for part in PARTS})

@@ -83,7 +83,7 @@ class Ledger:
             if said != of_values:
                 raise ContractError(
                     f"{self.path}: unit {unit}: values of {name} are not those that were written; their CRC32 is "
-                    f"{of_values}, in the ledger {said}"
+                    f"{of_values}, in the ledger {said}; remove ledger/{unit}.json there and run again"
                 )
         self._compare_departures(unit, entry.get("departures") or {})
 

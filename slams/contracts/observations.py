@@ -105,20 +105,25 @@ class Observations:
                 found.append(self.read_stations(name, days))
         return found
 
-    def check(self, names: Sequence[str], days: np.ndarray) -> None:
+    def check(self, names: Sequence[str], days: np.ndarray) -> np.ndarray:
         """Read, block by block, what a run is going to read, so that it is refused before anything is drawn.
+
+        Returns:
+            Whether anything was observed on each day, (L,).
 
         Raises:
             ContractError: as `read_all`, or a modality of which nothing is observed on any of those days.
         """
-        unseen = list(names)
+        unseen, observed = list(names), np.zeros(len(days), bool)
         for i in range(0, len(days), CHECKED_DAYS):
             for seen in self.read_all(names, days[i : i + CHECKED_DAYS]):
-                if seen.name in unseen and seen.used.any():
+                observed[i : i + CHECKED_DAYS] |= seen.observed_days
+                if seen.name in unseen and seen.observed_days.any():
                     unseen.remove(seen.name)
         if unseen:
             period = f"from {days[0]} to {days[-1]}"
             raise ContractError(f"{self.path}: every value of {unseen[0]} is masked {period}; at least one is needed")
+        return observed
 
     def check_latents(self, autoencoder: str, latent: dict[str, Any]) -> None:
         """Refuse observations of other latents than a score network learned.

@@ -73,6 +73,11 @@ class Stations:
         """Values that passed their quality control."""
         return (self.qc == 0) & np.isfinite(self.value)
 
+    @property
+    def observed_days(self) -> np.ndarray:
+        """Whether anything was observed that may be used, (L,)."""
+        return np.isin(np.arange(len(self.days)), self.frame[self.used])
+
     def during(self, frames: slice) -> Stations:
         """Of consecutive ones among its days."""
         first, stop, _ = frames.indices(len(self.days))
