@@ -254,6 +254,29 @@ def test_a_segment_is_not_finished_before_its_units(tmp_path):
         assert np.isnan(found.olr_mean).all() and not found.n_members_drawn.any()
 
 
+def test_a_last_reading_that_had_no_time_is_gone_on_with(product, monkeypatch):
+    """Ended in the second of three segments, it begins there; of a complete product all is read again."""
+    read, verify = [], analysis.Analysis.verify
+
+    def counted(self, unit):
+        if len(read) == len(BLOCKS) + 1 and not (self.path / "complete.json").exists() and "again" not in read:
+            read.append("again")
+            raise KeyboardInterrupt
+        read.append(unit)
+        verify(self, unit)
+
+    monkeypatch.setattr(analysis.Analysis, "verify", counted)
+    with pytest.raises(KeyboardInterrupt):
+        product.finish()
+    assert not product.is_complete
+    names = [[unit_name(members, where) for members in BLOCKS] for where in SEGMENTS]
+    product.finish()
+    assert read == [*names[0], names[1][0], "again", *names[1], *names[2]] and product.is_complete
+    read.clear()
+    product.finish()
+    assert read == [name for segment in names for name in segment]
+
+
 def test_a_mean_that_was_changed_is_refused(product):
     shutil.copy(product.path / "olr_mean/c/0/0/0", product.path / "olr_mean/c/1/0/0")
     assert "olr_mean of 2001-01-31 to 2001-02-01 is not what was written" in refusal(product.finish)

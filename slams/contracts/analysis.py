@@ -215,17 +215,21 @@ class Analysis:
     def finish(self) -> None:
         """Finish the segments that are left, read all again, and mark the product as complete.
 
+        Each segment that was read again is marked, so that a process that had no time for all of them is gone on from.
+
         Raises:
             ContractError: a unit is not finished, or is not what the ledger says.
         """
+        anew = self.is_complete
         for where in self._layout.segments:
             entry = self._ledger.segment(where)
             if entry is None:
                 self.finish_segment(where)
-                continue
-            for unit in self._layout.unit_names(where):
-                self.verify(unit)
-            self._verify_segment(where, entry)
+            elif anew or not entry.get("read_again"):
+                for unit in self._layout.unit_names(where):
+                    self.verify(unit)
+                self._verify_segment(where, entry)
+                self._ledger.close_segment(where, entry["crc32"], read_again=True)
         with writing(self.path):
             write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
 
