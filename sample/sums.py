@@ -41,6 +41,7 @@ SCORES: dict[str, Value] = {
     "unstable": UnstableLayers.value,
     "day_change": DayChange.value,
 }
+OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
 Key = tuple[str, str, str]
 Pair = tuple[np.ndarray, np.ndarray]
 

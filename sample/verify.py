@@ -30,7 +30,7 @@ from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
 from sample.observation_space import check_held_out, observation_space, write_csv
-from sample.sums import SCORES, Pair, Sums
+from sample.sums import OF_MEMBERS, SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
 from slams.contracts.envelope import ContractError, provenance, write_json
@@ -41,7 +41,6 @@ from slams.uncertainty import LEVEL, Bootstrap, Estimate
 
 TABLE_LEVELS_HPA = (50, 500, 850)
 LOG_WIDTH = 120
-OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
 DIMENSIONLESS = ("spread_skill", "w1", "unstable", "day_change")
 Estimates = dict[str, dict[str, Estimate]]
 

@@ -22,7 +22,7 @@ from sample.study.plan import nearest_divisor, planned
 from sample.study.results import published_scores
 from sample.study.scored import Scored
 from sample.study.stages import Jobs, Stage, StageError
-from sample.sums import SCORES, Sums
+from sample.sums import OF_MEMBERS, SCORES, Sums
 from slams.config import load
 
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
@@ -243,6 +243,18 @@ def scored(errors):
     systems = {system for _, system in errors}
     own = {"one": "analysis", "two": "analysis"}
     return Scored(DATES, sums, own, "t", [10, 500], "K", dict.fromkeys(systems, 1))
+
+
+@pytest.mark.parametrize("score", OF_MEMBERS)
+def test_a_single_field_has_no_spread(score):
+    """The sums of a spread of 0 are there; the score is not, and no difference to one is made of it."""
+    pair = np.ones((len(DATES), 2, 2)), np.ones((len(DATES), 2))
+    sums = Sums(DATES, {(own, "t", score): pair for own in ("analysis", "climatology")})
+    cases = {("c-4", system): sums for system in ("many", "single", "climatology")}
+    own = {"many": "analysis", "single": "analysis", "climatology": "climatology"}
+    found = Scored(DATES, cases, own, "t", [10, 500], "K", {"many": 8, "single": 1})
+    assert found.estimate("c-4", "many", score) is not None
+    assert found.estimate("c-4", "single", score) is None and found.estimate("c-4", "climatology", score) is None
 
 
 def asked(finding):

@@ -9,7 +9,7 @@ import numpy as np
 
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan
-from sample.sums import Sums, read_sums
+from sample.sums import OF_MEMBERS, Sums, read_sums
 from slams.contracts.envelope import ContractError, read_json
 from slams.rng import generator
 from slams.uncertainty import Bootstrap, Estimate
@@ -26,6 +26,7 @@ class Scored:
         sums: by setting and system, on the dates that all of them share.
         own: which system of its verification a system is: ``analysis``, or itself for a baseline.
         variable: the state.
+        members: of each system; a baseline that is not named is a single field.
     """
 
     time: np.ndarray
@@ -37,9 +38,12 @@ class Scored:
     members: dict[str, int]
 
     def estimate(self, setting: str, system: str, score: str) -> Estimate | None:
-        """A score with its resamples, the same for all; none where a case is missing or does not have the score."""
+        """A score with its resamples, the same for all; none where a case is missing or does not have the score, as a
+        single field has no spread."""
         sums, own = self.sums.get((setting, system)), self.own[system]
         if sums is None or (own, self.variable, score) not in sums.found:
+            return None
+        if score in OF_MEMBERS and self.members.get(system, 1) == 1:
             return None
         bootstrap = Bootstrap(self.time, RESAMPLES, generator(0, "validation"))
         found = sums.estimate(bootstrap, own, self.variable, score)
