@@ -1,6 +1,7 @@
 """Studies: one command runs what is missing, cases are compared on the same dates, claims can fail."""
 
 import csv
+import html
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from sample.study.config import KINDS, FindingConfig, SettingConfig, StudyConfig
 from sample.study.findings import findings
 from sample.study.plan import nearest_divisor, planned
 from sample.study.results import published_scores
+from sample.study.run import _parser, _rerun
 from sample.study.scored import Scored
 from sample.study.stages import Jobs, Stage, StageError
 from sample.sums import OF_MEMBERS, SCORES, Sums
@@ -106,6 +108,17 @@ def test_the_same_command_finds_all_done(study):
     finish(start(["sample", "study", str(study)]))
     assert len(products) == 3 and before == [product.stat().st_mtime_ns for product in products]
     assert marks == {path: path.stat().st_mtime_ns for path in (study.parent / "study" / "marks").iterdir()}
+
+
+def test_the_tables_name_the_command_that_makes_all_of_them(study):
+    """Also where a program of a job array wrote them, which was asked for one case."""
+    title = "title=One of many"
+    finish(start(["sample", "study", "--only", "coarse-4/slams", "--threads", "2", str(study), title]))
+    command = f"python -m sample study {study} '{title}'"
+    assert f"`{command}`" in (study.parent / "study" / "results.md").read_text()
+    assert f"<code>{html.escape(command)}</code>" in (study.parent / "study" / "report.html").read_text()
+    assert "--quick" in _rerun(_parser().parse_args([str(study), "--quick", "--only", "coarse-4/slams"]))
+    finish(start(["sample", "study", str(study)]))
 
 
 def test_asked_to_leave_it_stops_its_jobs_and_goes_on(study):

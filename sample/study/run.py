@@ -45,13 +45,13 @@ def main(arguments: list[str]) -> int:
     if config.published:
         published_scores(config.published, ())
     try:
-        _complete(config, folder, words, arguments)
+        _complete(config, folder, words)
     except Leave:
         return AGAIN
     return 0
 
 
-def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, arguments: list[str]) -> None:
+def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace) -> None:
     complete(preparations(config), folder, 1, words.threads * words.processes)
     plan = planned(config, grid_shape(config))
     chosen = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
@@ -62,7 +62,7 @@ def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, argu
         complete(wanted, folder, words.processes, words.threads, independent=True)
     finally:
         if any(stage.done(folder) for stage in plan.cases.values()):
-            sys.stdout.write(f"{_write(config, plan, arguments)}\n")
+            sys.stdout.write(f"{_write(config, plan, _rerun(words))}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,9 +87,16 @@ def _load(words: argparse.Namespace) -> StudyConfig:
     return load(StudyConfig, words.config, [*quick, *words.overrides])
 
 
-def _write(config: StudyConfig, plan: Plan, arguments: list[str]) -> Path:
+def _rerun(words: argparse.Namespace) -> str:
+    """The command that makes all of the tables, not the share of them that this program was asked for."""
+    return shlex.join(
+        ["python", "-m", "sample", "study", *(["--quick"] if words.quick else []), words.config, *words.overrides]
+    )
+
+
+def _write(config: StudyConfig, plan: Plan, rerun: str) -> Path:
     """Page, tables and record of what there is."""
-    folder, rerun = Path(config.folder), shlex.join(["python", "-m", "sample", "study", *arguments])
+    folder = Path(config.folder)
     found = study(config, plan, rerun)
     # by name: whoever only analyses needs no plotting library
     page: Path = import_module("sample.study.report").write(folder, found)
