@@ -54,6 +54,13 @@ def _difference(own, rival):
     return {"value": gap, "interval": [gap - width, gap + width], "significant": bool(abs(gap) > width)}
 
 
+def _setting(name, group, value, label, note):
+    """The factor of a block is its value, else 4."""
+    factor = int(value) if group == "cells a block" else 4
+    told = {"name": name, "group": group, "value": value, "asked": factor, "label": label, "factor": factor}
+    return told | {"at": value, "same_as": "", "note": note}
+
+
 def made():
     """The study; ``noise-2`` has not run, and the optimal interpolation not in ``coarse-16``."""
     results, differences = {}, {}
@@ -86,7 +93,7 @@ def made():
         "levels_hpa": list(LEVELS),
         "systems": {name: {"label": label} for name, label in SYSTEMS.items()},
         "reference": REFERENCE,
-        "settings": [dict(zip(("name", "group", "value", "label", "note"), s, strict=True)) for s in SETTINGS],
+        "settings": [_setting(*s) for s in SETTINGS],
         "scores": deepcopy(SCORES),
         "first_score": "crps",
         "results": results,

@@ -8,6 +8,7 @@ import numpy as np
 
 from sample.study.config import FindingConfig, StudyConfig
 from sample.study.scored import Scored
+from sample.study.settings import place
 from slams.contracts.envelope import ContractError
 from slams.uncertainty import Estimate
 
@@ -25,7 +26,7 @@ def findings(config: StudyConfig, scored: Scored, factors: dict[str, int]) -> li
 
 def _judged(finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]) -> dict[str, Any]:
     judge = _better if finding.kind == "better" else _crossover
-    holds, evidence = judge(finding, config, scored)
+    holds, evidence = judge(finding, config, scored, factors)
     replaced = [name for name in _settings(finding, config) if factors[name] != config.settings[name].factor]
     if finding.kind == "crossover" and replaced:  # where it lies is the claim
         holds = None
@@ -65,7 +66,9 @@ def _told(gap: Estimate) -> str:
     return f"{text} ({interval[0]:+.3f} to {interval[1]:+.3f})" + ("" if gap.significant(ONLY) else ", not told from 0")
 
 
-def _better(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tuple[bool | None, str]:
+def _better(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]
+) -> tuple[bool | None, str]:
     """It holds if each difference is below 0 beyond doubt, and does not if one is above 0 beyond doubt."""
     gaps = {setting: _gap(finding, config, scored, setting) for setting in finding.settings}
     told = "; ".join(f"{setting} {'not run' if gap is None else _told(gap)}" for setting, gap in gaps.items())
@@ -76,9 +79,15 @@ def _better(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tupl
     return (True if sure else None), evidence
 
 
-def _crossover(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tuple[bool | None, str]:
-    """It holds if the first is better beyond doubt up to the lower value and the second from the upper one on."""
-    gaps = {config.settings[n].value: _gap(finding, config, scored, n) for n in _settings(finding, config)}
+def _crossover(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]
+) -> tuple[bool | None, str]:
+    """It holds if the first is better beyond doubt up to the lower value and the second from the upper one on.
+
+    Settings of one factor are one point of the curve.
+    """
+    at = {place(config.settings[name], factors[name]): name for name in _settings(finding, config)}
+    gaps = {value: _gap(finding, config, scored, at[value]) for value in sorted(at)}
     told = "; ".join(f"{value:g}: {'not run' if gap is None else _told(gap)}" for value, gap in gaps.items())
     evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
     signs = []

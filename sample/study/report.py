@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sample.study import figures, tables
 from sample.study.tables import Cell, Study, Table, label, title
-from sample.study.words import COST_WORDS, NOT_THERE, meanings, score_words, standings
+from sample.study.words import COST_WORDS, NOT_THERE, PUBLISHED_WORDS, meanings, notes, score_words, standings
 from sample.verdicts import BEST
 from slams.contracts.envelope import write_json
 from slams.page import cards, difference, document, figure, legend, table
@@ -87,10 +87,11 @@ def _subtitle(study: Study) -> str:
 
 def _cards(study: Study) -> str:
     """The numbers to see first."""
-    run = sum(bool(found.get(name)) for found in study["results"].values() for name in study["systems"])
+    names = [setting["name"] for setting in tables.distinct(study)]
+    run = sum(bool(study["results"].get(setting, {}).get(name)) for setting in names for name in study["systems"])
     hold = [each["holds"] for each in study["findings"]]
-    seconds = sum(spent for by_system in study["cost"].values() for spent in by_system.values())
-    shown = [(f"{run} of {len(study['settings']) * len(study['systems'])}", "settings and systems scored")]
+    seconds = sum(spent for setting in names for spent in study["cost"].get(setting, {}).values())
+    shown = [(f"{run} of {len(names) * len(study['systems'])}", "settings and systems scored")]
     if hold:
         shown.append((f"{hold.count(True)} of {len(hold)}", "findings hold"))
     return cards([*shown, (f"{len(study['dates'])}", "dates"), (tables.duration(seconds), "processor time")])
@@ -140,8 +141,7 @@ def _score(study: Study, score: str) -> str:
 
 def _notes(study: Study) -> str:
     """What the settings say of themselves."""
-    told = [(s["label"], s["note"]) for s in study["settings"] if s.get("note")]
-    items = "".join(f"<li>{html.escape(name)}: {html.escape(note)}</li>" for name, note in told)
+    items = "".join(f"<li>{html.escape(words)}</li>" for words in notes(study))
     return f'<ul class="muted">{items}</ul>' if items else ""
 
 
@@ -149,8 +149,7 @@ def _published(study: Study, score: str) -> str:
     found = tables.published(study, score)
     if not found.rows:
         return ""
-    words = "Below ours the 95 % interval over dates; below theirs the lowest and highest of the published runs."
-    return f"<h3>{html.escape(title(study, score))}</h3>{_table(found)}{_muted(words)}"
+    return f"<h3>{html.escape(title(study, score))}</h3>{_table(found)}{_muted(PUBLISHED_WORDS)}"
 
 
 def _curves(folder: Path, study: Study, group: str) -> str:
