@@ -365,6 +365,25 @@ def test_markdown_has_what_was_published_and_what_was_replaced():
     assert "published" not in markdown(study)
 
 
+def test_results_are_those_of_the_studies_and_not_of_their_trials(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text("as it was")
+
+    def made(*names):
+        for name in names:
+            (tmp_path / f"runs/studies/{name}").mkdir(parents=True)
+            (tmp_path / f"runs/studies/{name}/results.md").write_text(f"## {name}\n")
+        command = ["make", "-f", str(Path(__file__).parents[1] / "Makefile"), "results"]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return found.returncode == 0, found.stderr, (tmp_path / "docs/results.md").read_text()
+
+    went, said, text = made("fair-quick")
+    assert not went and text == "as it was" and "no study was run here" in said
+    went, _, text = made("paper", "fair")
+    assert went and text.startswith("# Results") and text.endswith("## fair\n## paper\n")
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["results.md"]
+
+
 def test_names_are_text_not_html(tmp_path):
     study = made()
     study["title"], study["systems"]["score"]["label"] = "a < b & c", "<b>bold</b> | model"
