@@ -21,7 +21,7 @@ from sample.verify import verify
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Operator, write_observations
+from slams.contracts.observations import Gridded, Operator, open_observations, write_observations
 from slams.model import ModelConfig, build
 from slams.rng import generator
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
@@ -79,9 +79,10 @@ def write_observed(folder):
     write_observations(folder, SPEC, DAYS, observed, {"config": {}})
 
 
-def write_product(path, offsets, days=CASES, spec=SPEC, finished=True):
+def write_product(path, offsets, days=CASES, spec=SPEC, finished=True, **made_of):
     """Members = truth + offset, larger by the level's number: at level c the error is (c + 1) times the offset."""
-    product = analysis.create(path, spec, days, len(offsets), {"config": {"score_sha256": "5c0e"}, "prior": "flat"})
+    attributes = {"config": {"score_sha256": "5c0e", **made_of}, "prior": "flat"}
+    product = analysis.create(path, spec, days, len(offsets), attributes)
     x = truth(DAYS)[np.searchsorted(DAYS, days)]
     scale = np.array([1, 2, 3, 1, 1])[:, None, None]
     members = np.stack([x + offset * scale for offset in offsets])
@@ -424,6 +425,18 @@ def test_other_units_are_refused(config, tmp_path):
     spec = StateSpec(GRID, (replace(TEMPERATURE, units="degC"),))
     analysis.create(tmp_path / "celsius" / "analysis.zarr", spec, CASES, 1, {"config": {}}).finish()
     refused(config, "levels or units of temperature are not those of")
+
+
+def test_other_observations_than_were_assimilated_are_refused(config, tmp_path):
+    """The baselines would have been given others than the analysis."""
+    given = open_observations(config.observations).checksum
+    write_product(tmp_path / "run" / "analysis-without-olr.zarr", OFFSETS, observations_sha256=given)
+    assert set(open_case(config).products) == {"analysis", "analysis-without-olr"}
+    x = truth(DAYS)[:, :3]
+    seen = Gridded("temperature", Operator("subsample", 1), x + 1, np.ones_like(x), x > 0)
+    write_observations(tmp_path / "other.zarr", SPEC, DAYS, [seen], {"config": {}})
+    match = "other.zarr: is not what was assimilated in .*analysis-without-olr.zarr; give that set"
+    refused(replace(config, observations=str(tmp_path / "other.zarr")), match)
 
 
 def test_a_hole_in_the_product_is_refused(config, tmp_path):
