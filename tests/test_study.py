@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from chain import ROOT, finish, start
 from sample.__main__ import main as sample
 from sample.study.config import KINDS, FindingConfig, SettingConfig, StudyConfig, SystemConfig
 from sample.study.findings import findings
-from sample.study.plan import nearest_divisor, planned
+from sample.study.plan import Plan, nearest_divisor, planned
 from sample.study.results import published_scores
-from sample.study.run import _parser, _rerun
+from sample.study.run import _parser, _rerun, _write
 from sample.study.scored import Scored
 from sample.study.settings import told
 from sample.study.stages import Jobs, Stage, StageError
@@ -248,6 +249,45 @@ def test_a_stage_that_fails_says_why_and_keeps_the_others(study):
     assert "stage coarse-4/enoi" in err and "nowhere/model.json: no such file" in err
     found = json.loads((study.parent / "failing" / "results.json").read_text())["results"]
     assert set(found["coarse-4"]) == {"slams", "climatology"}
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_the_stage_that_failed(tmp_path, capsys, monkeypatch):
+    def complete(stages, *_, independent=False):
+        if independent:
+            raise StageError("study: stage coarse-8/enoi ended with status 2")
+
+    monkeypatch.setattr("sample.study.run.complete", complete)
+    monkeypatch.setattr("sample.study.run.grid_shape", lambda _: (32, 64))
+    full = OSError("No space left on device")
+    monkeypatch.setattr("sample.study.run._write", lambda *_: (_ for _ in ()).throw(full))
+    assert sample(["study", "configs/studies/fair.yaml", f"folder={tmp_path}/study"]) == 2
+    page, stage = capsys.readouterr().err.splitlines()
+    assert "page was not written: No space left" in page and "stage coarse-8/enoi ended with status 2" in stage
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_programs_that_share_a_folder_write_in_turn_and_log_what_is_whole(tmp_path, monkeypatch, complete):
+    """Two writers at once, of a study whose second case has run or has not."""
+    told, config = [], replace(load(StudyConfig, "configs/studies/fair.yaml"), folder=str(tmp_path))
+
+    def write(*_):
+        told.append("in")
+        time.sleep(0.2)
+        told.append("out")
+
+    monkeypatch.setattr("sample.study.run.study", lambda *_: {})
+    monkeypatch.setattr("sample.study.run.markdown", lambda _: "")
+    monkeypatch.setattr("sample.study.report.write", write)
+    monkeypatch.setattr("sample.study.record.log_once", lambda *_: told.append("logged"))
+    monkeypatch.setattr(Stage, "done", lambda stage, _: complete or stage.name == "one")
+    plan = Plan([], [], {("s", name): Stage(name, ()) for name in ("one", "two")}, {})
+    writers = [Thread(target=_write, args=(config, plan, "again")) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert told == (["in", "out", "logged"] if complete else ["in", "out"]) * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.lock", "results.md"]
 
 
 # Claims, by sums whose scores are known exactly

@@ -13,7 +13,7 @@ from studies import CRPS, REFERENCE, SCORES, SETTINGS, SYSTEMS, made
 from test_report import Page
 
 from sample.study import figures, tables
-from sample.study.record import log_to_wandb
+from sample.study.record import log_once, log_to_wandb
 from sample.study.report import write
 from sample.study.words import markdown
 
@@ -407,5 +407,15 @@ def test_the_record_is_one_artifact_of_page_tables_and_figures(folder, monkeypat
 
 
 def test_a_disabled_record_leaves_nothing(tmp_path):
-    log_to_wandb(tmp_path, made(), "disabled", "studies")
+    log_once(tmp_path, made(), "disabled", "studies")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_results_are_logged_once(tmp_path, monkeypatch):
+    """Whichever of the programs that share the folder comes last."""
+    logged = []
+    monkeypatch.setattr("sample.study.record.log_to_wandb", lambda *given: logged.append(given))
+    for results in ("{}", "{}", '{"more": 1}'):
+        (tmp_path / "results.json").write_text(results)
+        log_once(tmp_path, made(), "offline", "studies")
+    assert len(logged) == 2

@@ -114,7 +114,8 @@ class StudyConfig:
         findings: claims to be held against the scores.
         only_settings, only_systems: leave the others out; empty = all.
         quick: what to change in this file for a trial of minutes, as words ``key.path=value``.
-        wandb: where page, tables and figures are logged, as one artifact; ``offline`` keeps the record in the folder.
+        wandb: where page, tables and figures are logged, as one artifact, when all cases have run; ``offline`` keeps
+            the record in the folder.
         project: its name on wandb.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from sample.study import figures, tables
 from sample.study.tables import Cell, Study, Table, label, title
 from sample.study.words import COST_WORDS, NOT_THERE, PUBLISHED_WORDS, meanings, notes, score_words, standings
 from sample.verdicts import BEST
-from slams.contracts.envelope import write_json
+from slams.contracts.envelope import write_json, write_text
 from slams.page import cards, difference, document, figure, legend, table
 
 PAGE, CSV, JSON, FIGURES = "report.html", "results.csv", "results.json", "figures"
@@ -33,14 +34,17 @@ def write(folder: Path, study: Study) -> Path:
     study = json.loads(json.dumps(study))  # levels are text from here on
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     write_json(folder / JSON, study)
-    with (folder / CSV).open("w", newline="") as file:
-        writer = csv.DictWriter(file, tables.COLUMNS)
-        writer.writeheader()
-        writer.writerows(tables.records(study))
-    page, aside = folder / PAGE, folder / f"{PAGE}.partial"
-    aside.write_text(document(study["title"], _body(folder, study)), encoding="utf-8")
-    aside.replace(page)
-    return page
+    write_text(folder / CSV, _csv(study))
+    write_text(folder / PAGE, document(study["title"], _body(folder, study)))
+    return folder / PAGE
+
+
+def _csv(study: Study) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, tables.COLUMNS)
+    writer.writeheader()
+    writer.writerows(tables.records(study))
+    return text.getvalue()
 
 
 def _body(folder: Path, study: Study) -> str:
