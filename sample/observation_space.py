@@ -211,7 +211,19 @@ def observation_space(
         given = open_observations(observations)
         told = {"observations": str(given.path), "observations_sha256": given.checksum}
         found["held_out"] = told | summary(of_held_out(product, given, seed), bootstrap)
+        count_rejected(found["held_out"], given, open_analysis(product).time)
     return found
+
+
+def count_rejected(told: dict[str, Any], observations: Observations, days: np.ndarray) -> None:
+    """Add to a summary's ``counts``, of each modality at stations, the reports that failed their quality control.
+
+    A grid does not tell them from what was never observed.
+    """
+    shared = days[np.isin(days, observations.time)]
+    for name in set(told["counts"]) & set(observations.stations):
+        reports = (observations.read_stations(name, shared[i : i + 1]) for i in range(len(shared)))
+        told["counts"][name]["rejected"] = sum(int((each.qc != 0).sum()) for each in reports)
 
 
 def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
@@ -221,7 +233,7 @@ def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
         ``dates`` (first, last, number), ``members``, and
 
         * ``counts``, by modality: ``rows`` evaluated, ``assimilated``, ``withheld``, and ``unknown``, those of them
-          that the state knows nothing of; what failed its quality control was never a row;
+          that the state knows nothing of; what failed its quality control was never a row, see `count_rejected`;
         * ``groups``, a list: ``modality``, ``units``, ``assimilated``, ``level_hpa``, ``band``, ``season`` (each "all",
           or which; the level null in a modality without levels), the numbers of `slams.observation_space.numbers`,
           and ``rank_shares``, (M + 1,);

@@ -72,8 +72,8 @@ def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.n
         "increment": figure(figures.increment_maps(example, state), _increment_words(scores), folder / "increment.png"),
         "weather": weather(folder, scores),
         "ranks": ranks(folder, ranks_CR, scores["levels_hpa"]),
-        "observed": observed(scores["observation_space"]),
-        "others": _others(scores, figures.surface_maps(example, others) if others else None),
+        "observed": observed(folder, scores["observation_space"]),
+        "others": _others(folder, scores, figures.surface_maps(example, others) if others else None),
         "autoencoder": _autoencoder_words(scores),
         "config": html.escape(to_yaml(config)),
         "provenance": _provenance(scores),
@@ -207,7 +207,7 @@ def _levels(scores: dict[str, Any]) -> str:
     return f"<details><summary>All numbers by level</summary>{''.join(tables)}</details>"
 
 
-def _others(scores: dict[str, Any], maps: Figure | None) -> str:
+def _others(folder: Path, scores: dict[str, Any], maps: Figure | None) -> str:
     """Tables and maps of the modalities beside the state."""
     if maps is None:
         return ""
@@ -220,7 +220,7 @@ def _others(scores: dict[str, Any], maps: Figure | None) -> str:
         ]
         found.append(f"<h3>{html.escape(name)}</h3>" + table([f"RMSE ({units})", f"CRPS ({units})"], body))
     words = "Verified where the truth is known (rain: land). Interpolation of what was not observed is climatology."
-    return f"<h2>Other modalities</h2>{''.join(found)}" + figure(maps, words)
+    return f"<h2>Other modalities</h2>{''.join(found)}" + figure(maps, words, folder / "others.png")
 
 
 def _map_words(example: Example) -> str:

@@ -473,6 +473,23 @@ def test_held_out_stations_are_compared_with_the_members_at_their_place(product,
     assert [line.get_label() for line in profile.axes[1].lines] == ["O - A"]
 
 
+def test_reports_that_failed_their_quality_control_are_counted(product, tmp_path):
+    """On the product's days; they are no rows."""
+    analysis = open_analysis(product)
+    days = np.arange(analysis.time[0] - 1, analysis.time[-1] + 1)
+    frame = np.sort(np.r_[0, np.searchsorted(days, analysis.time)])
+    n = len(frame)
+    whole, value = np.zeros(n), np.full(n, 250, np.float32)
+    place = (whole, whole, value + 250, value, value * 0 + 1)
+    qc = np.ones(n, np.int8)
+    qc[-1] = 0
+    seen = Stations("temperature", days, frame, *place, np.array(["a"] * n, object), qc)
+    write_observations(tmp_path / "rejected", analysis.spec, days, [seen], {"config": {}})
+    counts = observation_space(product, tmp_path / "rejected", bootstrap=20)["held_out"]["counts"]
+    told = {"rows": 1, "assimilated": 0, "withheld": 1, "unknown": 0, "rejected": len(analysis.time) - 1}
+    assert counts == {"temperature": told}
+
+
 def test_a_set_that_was_assimilated_is_refused(chain, product):
     for refuse in (of_held_out, check_held_out):
         given = chain.folder / "observations.zarr"

@@ -179,8 +179,11 @@ def test_the_page_stands_alone(verified):
     cost = "Withholding olr changes the RMSE by +1.000 K"
     for said in ("RMSE of 2.00 K", cost, "does not beat", "5c0e", "bootstrap: 50"):
         assert said in text, said
-    for name in ("maps.png", "profiles.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    names = {path.stem for path in folder.glob("*.png")}
+    assert {"maps", "profiles", "others"} < names and len(names) == page.count("<figure>")
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
 
 
 def test_the_table_and_where_the_page_is_are_printed(verified):
