@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sample import observation_figures as figures
 from sample.figures import label
-from sample.observation_space import ALL
+from sample.observation_space import ALL, OF_SPREAD
 from slams.page import figure, table
 
 DIGITS = 2
@@ -33,9 +33,9 @@ ASSIMILATED_WORDS = (
     "Observation minus background (O - B) and minus the mean of the members (O - A). The analysis has seen these "
     "observations: a small O - A is no merit, J_o / N is below 1 by the share of information that was used."
 )
+UNSEEN = "The analysis has not seen these observations."
 JUDGES_WORDS = (
-    "The analysis has not seen these observations. Chi-square with spread and spread-error ratio are 1 for reliable "
-    "members; a ratio below 1 is over-confident."
+    "Chi-square with spread and spread-error ratio are 1 for reliable members; a ratio below 1 is over-confident."
 )
 ERROR_WORDS = (
     "Standard deviations of errors after Desroziers et al. (2005) beside those stated: a direction rather than a "
@@ -82,7 +82,7 @@ def _departures(begins: Path, found: dict[str, Any], background: dict[str, str])
     groups = found["groups"]
     told = "; ".join(f"{name}: {what}" for name, what in background.items())
     parts = [_numbers(found, True, ASSIMILATED, f"{ASSIMILATED_WORDS} Background: {told}.")]
-    parts += [_numbers(found, False, JUDGES, JUDGES_WORDS), _counts(found["counts"])]
+    parts += [_judges(found), _counts(found["counts"])]
     for name in _modalities(groups):
         parts.append(_figure(figures.departure_profiles(groups, name), PROFILE_WORDS.format(name), begins, name))
         parts.append(_figure(figures.error_profiles(groups, name), ERROR_WORDS, begins, name, "errors"))
@@ -92,12 +92,18 @@ def _departures(begins: Path, found: dict[str, Any], background: dict[str, str])
 
 def _held_out(begins: Path, found: dict[str, Any]) -> str:
     groups = found["groups"]
-    parts = ["<h4>Observations that were never assimilated</h4>", _numbers(found, False, JUDGES, JUDGES_WORDS)]
-    parts.append(_counts(found["counts"]))
+    parts = ["<h4>Observations that were never assimilated</h4>", _judges(found), _counts(found["counts"])]
     for name in _modalities(groups):
         words = f"O - A of {name} by level."
         parts.append(_figure(figures.departure_profiles(groups, name), words, begins, name))
     return "".join(parts) + _ranks(groups, begins)
+
+
+def _judges(found: dict[str, Any]) -> str:
+    """Of one member without what needs a spread; the page says so once."""
+    if found["members"] > 1:
+        return _numbers(found, False, JUDGES, f"{UNSEEN} {JUDGES_WORDS}")
+    return _numbers(found, False, {name: said for name, said in JUDGES.items() if name not in OF_SPREAD}, UNSEEN)
 
 
 def _modalities(groups: list[dict[str, Any]]) -> list[str]:
@@ -110,7 +116,7 @@ def _figure(drawn: Figure | None, words: str, begins: Path, *names: str) -> str:
 
 
 def _ranks(groups: list[dict[str, Any]], begins: Path) -> str:
-    """Nothing where no rank is known, as of a single member that is missing."""
+    """Nothing where no rank is known, as of a single member."""
     known = any(_whole(row) and row["rank_shares"][0] is not None for row in groups)
     return _figure(figures.observation_ranks(groups), RANK_WORDS, begins, "ranks") if known else ""
 

@@ -42,6 +42,7 @@ MODALITY, ASSIMILATED, AT_LEVEL, IN_BAND, IN_SEASON, DAY = range(6)
 MARGINALS = ((), (AT_LEVEL,), (IN_BAND,), (IN_SEASON,), (AT_LEVEL, IN_BAND))
 TELL_APART = ("observed", "error_std", "station_id", "longitude", "latitude", "level_hpa")
 ALL = "all"
+OF_SPREAD = ("chi_square_with_spread", "spread_error_ratio", "spread")  # of one member they say nothing
 
 
 class Gathering:
@@ -236,7 +237,7 @@ def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
           that the state knows nothing of; what failed its quality control was never a row, see `count_rejected`;
         * ``groups``, a list: ``modality``, ``units``, ``assimilated``, ``level_hpa``, ``band``, ``season`` (each "all",
           or which; the level null in a modality without levels), the numbers of `slams.observation_space.numbers`,
-          and ``rank_shares``, (M + 1,);
+          and ``rank_shares``, (M + 1,); null where a number needs a spread and there is one member;
         * ``confidence``: ``level``, ``resamples``, ``blocks`` of at most five days, and ``of``, a list of modalities
           with the 95 % interval of each number, missing where the dates make a single block.
     """
@@ -274,7 +275,10 @@ def _groups(made: Gathering, marginal: tuple[int, ...]) -> list[dict[str, Any]]:
         place["band"] = BANDS[which[IN_BAND]] if IN_BAND in which else ALL
         place["season"] = SEASONS[which[IN_SEASON]] if IN_SEASON in which else ALL
         told = {name: _plain(value) for name, value in numbers(sums).items()}
-        rows.append(place | told | {"rank_shares": [_plain(share) for share in rank_shares(sums)]})
+        shares = [_plain(share) for share in rank_shares(sums)]
+        if len(made.members) == 1:
+            told, shares = told | dict.fromkeys(OF_SPREAD), [None] * len(shares)
+        rows.append(place | told | {"rank_shares": shares})
     return rows
 
 
@@ -289,11 +293,11 @@ def _confidence(made: Gathering, days: np.ndarray, bootstrap: int) -> dict[str, 
     blocks = date_blocks(days)
     n_blocks = int(blocks.max()) + 1
     counts_RD = resampled_dates(blocks, bootstrap, generator(made.seed, "validation"))
-    of = []
+    of, none = [], ("rows", "known", *(OF_SPREAD if len(made.members) == 1 else ()))
     for key in made.cells.joined(MODALITY, ASSIMILATED).groups if n_blocks > 1 else ():
         drawn = numbers(Sums(counts_RD @ _by_day(made, key, days.astype(int))))
         place = {"modality": made.spec.names[key[0]], "assimilated": bool(key[1])}
-        told = {name: _interval(values) for name, values in drawn.items() if name not in ("rows", "known")}
+        told = {name: _interval(values) for name, values in drawn.items() if name not in none}
         of.append(place | told)
     return {"level": LEVEL, "resamples": bootstrap, "blocks": n_blocks, "of": of}
 

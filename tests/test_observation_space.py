@@ -375,6 +375,24 @@ def test_what_is_said_is_json_and_counts_what_was_withheld(product, found, tmp_p
     assert float(rows[0]["crps"]) == found["departures"]["groups"][0]["crps"]
 
 
+def test_of_one_member_nothing_is_said_that_needs_a_spread():
+    spec, n = StateSpec(Grid(4, 8), (TEMPERATURE,)), 6
+    columns = {name: np.zeros(n) for name in ("latitude", "longitude", "background")}
+    columns |= {"time": np.repeat(np.array(["2003-01-01", "2003-02-01"], "datetime64[D]"), 3)}
+    columns |= {"modality": np.array(["temperature"] * n), "station_id": np.array(["a"] * n)}
+    columns |= {"observed": np.arange(n) + 1.0, "error_std": np.ones(n), "level_hpa": np.full(n, 500.0)}
+    columns["assimilated"] = np.zeros(n, bool)
+    for members in (1, 2):
+        made = Gathering(spec, np.arange(members), 0)
+        made.add(columns, np.arange(members)[:, None] + np.zeros(n))
+        told = summary(made, 20)
+        numbers, sure = told["groups"][0], told["confidence"]["of"][0]
+        for name in ("chi_square_with_spread", "spread_error_ratio", "spread"):
+            assert (numbers[name] is None) is (members == 1) and (name not in sure) is (members == 1)
+        assert (None in numbers["rank_shares"]) is (members == 1)
+        assert numbers["crps"] is not None and "crps" in sure
+
+
 def test_segments_in_shares_are_the_whole_product(product, found):
     departures, spec = open_departures(product), open_analysis(product).spec
     merged = Gathering(spec, departures.members, 0)

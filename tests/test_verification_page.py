@@ -82,7 +82,7 @@ def test_observations_are_told_by_what_may_be_believed_of_them(tmp_path):
     bands = [row(True) | {"band": "30S-30N"}]
     counts = {"rain": {"rows": 9, "assimilated": 5, "withheld": 4, "unknown": 2, "rejected": 3}}
     counts["snow"] = {name: number for name, number in counts["rain"].items() if name != "rejected"}
-    given = {"groups": [row(True), row(False), *bands], "confidence": {"of": sure}, "counts": counts}
+    given = {"groups": [row(True), row(False), *bands], "confidence": {"of": sure}, "counts": counts, "members": 8}
     told = {"departures": given, "background": {"rain": "climatology of the day"}}
     text = observed(tmp_path, {"analysis": told, "analysis-without-olr": {"product": "latent", "background": {}}})
     first, second, third = re.findall(r"<table>.*?</table>", text)
@@ -98,3 +98,12 @@ def test_observations_are_told_by_what_may_be_believed_of_them(tmp_path):
     both = observed(tmp_path, {"analysis": told, "analysis-without-rain": told})
     assert [name for name in re.findall("<h3>(.*?)</h3>", both)] == ["analysis", "analysis without rain"]
     assert observed(tmp_path, {"analysis": {"product": "analysis.zarr", "background": {}}}) == ""
+
+
+def test_withheld_observations_say_nothing_of_the_spread_of_one_member(tmp_path):
+    given = {"groups": [row(False), row(False) | {"band": "30S-30N"}], "confidence": {"of": []}, "counts": {}}
+    for members, absent in ((8, False), (1, True)):
+        told = {"departures": given | {"members": members}, "background": {}}
+        text = observed(tmp_path, {"analysis": told}).lower()
+        assert all((words not in text) is absent for words in ("chi-square with spread", "spread-error", "reliable"))
+        assert "crps" in text and "o - a, std" in text

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 from scipy.stats import wasserstein_distance
+from test_report import Page
 
 from sample.case import open_case
 from sample.config import PeriodConfig, SampleConfig, VerifyConfig
@@ -349,6 +350,30 @@ def test_one_member_has_no_spread(config, tmp_path):
     assert scores["systems"]["analysis"]["crps"] == scores["systems"]["analysis"]["rmse"] == levels(1, 2, 3)
     assert scores["systems"]["analysis"]["spread_skill"] == levels(0, 0, 0)
     assert "interval" not in scores["confidence"]["systems"]["analysis"]["rmse"], "one date cannot say how sure it is"
+    page = (tmp_path / "single" / "verify" / "report.html").read_text()
+    assert page.count("One member has no spread") == 1
+    shown = re.sub(r"<p class.*?</p>|<details>.*?</details>|<style>.*?</style>", "", page, flags=re.DOTALL).lower()
+    for absent in ("spread", "rank", "reliable"):
+        assert absent not in shown, absent
+    assert not (tmp_path / "single" / "verify" / "ranks.png").exists()
+
+
+def test_every_number_of_the_page_has_its_interval(verified):
+    scores, _, folder = verified
+    page = Page((folder / "report.html").read_text())
+
+    def cell(table, system, score, form, level="mean"):
+        value = table["systems"][system][score][level]
+        low, high = table["intervals"][system][score][level]
+        return f"{value:{form}}{low:{form}} to {high:{form}}"
+
+    state, by_level, olr = ([row[1:] for row in page.rows if row[0] == "analysis" and len(row) == n] for n in (6, 4, 3))
+    told = {"rmse": ".2f", "crps": ".2f", "spread_skill": ".2f", "bias": "+.3f", "w1": ".3f"}
+    assert state == [[cell(scores, "analysis", score, form) for score, form in told.items()]]
+    for row, score in zip(by_level, ("rmse", "crps", "spread_skill"), strict=True):
+        assert row == [cell(scores, "analysis", score, ".2f", level) for level in ("100", "500", "850")]
+    assert [cell(scores["other_modalities"]["olr"], "analysis", score, ".2f") for score in ("rmse", "crps")] in olr
+    assert [row[3] for row in page.rows if row[0] == "climatology" and len(row) == 6] == ["-"]
 
 
 def test_an_archive_standardised_by_single_numbers_still_has_a_climatology(config, tmp_path):
