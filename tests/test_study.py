@@ -23,11 +23,12 @@ from sample.study.findings import findings
 from sample.study.plan import Plan, nearest_divisor, planned
 from sample.study.results import published_scores
 from sample.study.run import _parser, _rerun, _write
-from sample.study.scored import Scored
+from sample.study.scored import Scored, gathered
 from sample.study.settings import told
 from sample.study.stages import Jobs, Stage, StageError
 from sample.sums import OF_MEMBERS, SCORES, Sums
 from slams.config import load
+from slams.contracts.envelope import ContractError
 
 STUDIES = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 DATES = np.arange("2003-01-01", "2003-12-27", 15, dtype="datetime64[D]")
@@ -316,12 +317,62 @@ def test_a_single_field_has_no_spread(score):
     assert found.estimate("c-4", "single", score) is None and found.estimate("c-4", "climatology", score) is None
 
 
+@pytest.fixture
+def verified(tmp_path, monkeypatch):
+    """A function that leaves the verification of a case, and what gathers them all; a case is done if it is there."""
+    monkeypatch.setattr(Stage, "done", lambda stage, _: Path(stage.leaves).exists())
+    config = replace(asked(None), folder=str(tmp_path), baselines={})
+    leaves = {case: f"{tmp_path}/{'/'.join(case)}/verify/scores.json" for case in config.cases}
+    plan = Plan([], [], {case: Stage("-".join(case), (), leaves=path) for case, path in leaves.items()}, {})
+
+    def leave(case, days=DATES, **others):
+        folder = Path(leaves[case]).parent
+        folder.mkdir(parents=True)
+        Sums(days, {("analysis", "t", "rmse"): (np.ones((len(days), 1, 2)), np.ones((len(days), 2)))}).save(folder)
+        told = {"variable": "t", "levels_hpa": [10, 500], "units": "K", "members": 1} | others
+        (folder / "scores.json").write_text(json.dumps(told))
+
+    return leave, lambda: gathered(config, plan)
+
+
+def test_cases_are_gathered_on_the_days_that_all_share(verified):
+    leave, gather = verified
+    leave(("c-4", "one"), DATES[2:])
+    leave(("c-8", "two"), DATES[:6])
+    found = gather()
+    assert list(found.time) == list(DATES[2:6]) and {len(each.time) for each in found.sums.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        ({"days": DATES + 1}, "the cases have no date in common"),
+        ({"levels_hpa": [10, 850]}, r"c-8/two: has levels_hpa \[10, 850\], others \[10, 500\]"),
+        ({"units": "degC"}, "c-8/two: has units degC, others K"),
+        ({"variable": "u"}, "c-8/two: has variable u, others t"),
+    ],
+)
+def test_cases_that_do_not_compare_are_refused(verified, others, sentence):
+    leave, gather = verified
+    leave(("c-4", "one"))
+    leave(("c-8", "two"), **others)
+    with pytest.raises(ContractError, match=sentence) as error:
+        gather()
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_which_nothing_is_verified_is_refused(verified):
+    _, gather = verified
+    with pytest.raises(ContractError, match="no case is verified yet; run the study first"):
+        gather()
+
+
 def asked(finding):
     """Of a study of RMSE with settings 4, 8, 16."""
     settings = {f"c-{n}": SettingConfig("coarse", n, "", n) for n in (4, 8, 16)}
     systems = {name: SystemConfig(name, "", "d") for name in ("one", "two")}
     fixed = {"folder": "f", "title": "", "question": "", "data": {"d": ""}, "reference": "one", "scores": ["rmse"]}
-    return StudyConfig(**fixed, settings=settings, systems=systems, findings=[finding])
+    return StudyConfig(**fixed, settings=settings, systems=systems, findings=[finding] if finding else [])
 
 
 def judged(finding, errors, replaced=()):

@@ -516,3 +516,23 @@ def test_a_member_that_could_not_be_drawn_is_left_out(config, tmp_path):
         write_product(tmp_path / name / "analysis.zarr", offsets)
         found.append(verify(replace(config, folder=str(tmp_path / name)))["systems"]["analysis"])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("chunk", [2, 16])
+def test_members_that_are_missing_on_the_last_date_take_no_interval_away(config, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("sample.tally.CHUNK_DAYS", chunk)
+    config = replace(config, folder=str(tmp_path / "lost"))
+    product = analysis.create(tmp_path / "lost" / "analysis.zarr", SPEC, CASES, 3, {"config": {}})
+    x = truth(DAYS)[np.searchsorted(DAYS, CASES)]
+    members = np.stack([x + offset for offset in OFFSETS])
+    members[1:, -1] = np.nan
+    product.write(np.arange(3), np.arange(len(CASES)), members)
+    product.finish()
+    scores = verify(config)
+    assert scores["ensemble_size"]["analysis"] == 3 and scores["ensemble_size"]["climatology"] == 1
+    assert set(scores["intervals"]["analysis"]["spread_skill"]) == {"100", "500", "850", "mean"}
+
+
+def test_sums_are_of_double_precision(config):
+    found = tallied(open_case(config)).sums.found
+    assert {total.dtype for total, _ in found.values()} == {np.dtype(np.float64)}
