@@ -420,6 +420,30 @@ def test_crossover_is_where_both_sides_are_sure():
         asked(replace(claim, between=[4, 16]))
 
 
+def test_steadier_is_whose_score_grows_by_the_smaller_factor():
+    """From 4 to 16: by 2 or 3; the middle says nothing, nor does who is better."""
+
+    def errors(last, other=(1, 1, 2), first=10.0):
+        own = {("c-4", "one"): first, ("c-8", "one"): 1, ("c-16", "one"): last}
+        return own | {(f"c-{n}", "two"): error for n, error in zip((4, 8, 16), other, strict=True)}
+
+    claim = FindingConfig("one is steadier", ["one", "two"], kind="steadier", group="coarse")
+    held = judged(claim, errors(15.0))
+    assert held["holds"] is True and held["evidence"] == (
+        "rmse at 16 over that at 4: one 1.50, two 2.00; difference -0.500 (-0.500 to -0.500)"
+    )
+    assert judged(claim, errors(30.0))["holds"] is False
+    wave = np.where(np.arange(len(DATES)) % 2, 25.0, 13.0)[:, None]
+    assert judged(claim, errors(wave))["holds"] is None
+    assert judged(claim, errors(15.0, first=0.0))["holds"] is None, "of a score of 0 there is no growth"
+    missing = errors(15.0)
+    del missing["c-16", "one"]
+    assert judged(claim, missing)["holds"] is None and "not run" in judged(claim, missing)["evidence"]
+    assert "c-16 with 5 in its place" in judged(claim, errors(15.0), replaced=["c-16"])["evidence"]
+    with pytest.raises(ValueError, match=r"findings.group: 'gap' has 0 settings; at least two are needed"):
+        asked(replace(claim, group="gap"))
+
+
 @pytest.mark.parametrize(("factor", "shape", "nearest"), [(12, (32, 64), 16), (15, (48, 96), 16), (20, (48, 96), 24)])
 def test_nearest_divisor(factor, shape, nearest):
     assert nearest_divisor(factor, shape) == nearest

@@ -198,6 +198,19 @@ def test_the_best_of_a_row_is_bold():
     assert not any(each.best for _, cells in tables.results(study, "spread").rows for each in cells)
 
 
+def test_the_autoencoder_is_a_number_and_no_rival():
+    """It has seen the truth: that it is better than the reference is no news."""
+    study = made()
+    study["systems"]["autoencoder"] = {"label": "autoencoder"}
+    for part in ("results", "differences"):
+        for found in study[part].values():
+            found["autoencoder"] = found["score"]
+    assert "autoencoder" in tables.results(study, "crps").heads
+    assert "autoencoder" not in tables.differences(study, "crps").heads
+    assert "autoencoder" not in [name for name, _ in tables.scorecard(study).rows]
+    assert "autoencoder" not in markdown(study).split("### Findings")[0]
+
+
 def test_an_interval_stands_below_its_value_and_none_where_there_is_none():
     study = made()
     found = cell(study, tables.results(study, "crps"), "coarse-8", "score")

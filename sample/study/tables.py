@@ -86,8 +86,8 @@ def title(study: Study, score: str) -> str:
 
 
 def rivals(study: Study) -> list[str]:
-    """The systems but the reference."""
-    return [name for name in study["systems"] if name != study["reference"]]
+    """The systems but the reference, and but the autoencoder, which has seen the truth."""
+    return [name for name in study["systems"] if name not in (study["reference"], FLOOR)]
 
 
 def distinct(study: Study) -> list[dict[str, Any]]:
