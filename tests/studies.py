@@ -105,6 +105,8 @@ def made():
             {"claim": "Interpolation is enough under noise", "holds": False, "evidence": "+3.060 (+2.9 to +3.2)"},
         ],
         "provenance": {"commit": "5c0e" * 10, "slams": "0.1.0"},
+        "origins": {"coarse-4/score": {"products": {"analysis": {"commit": "abc1", "score_sha256": "0d1e<2>"}}}},
+        "config": "folder: runs/fair\nreference: optimal\n",
         "cost": {"coarse-4": {"score": 5025.0, "optimal": 38.0}, "coarse-8": {"score": 5100.0, "optimal": 40.0}},
         "dates": ["2001-01-04", "2001-02-03", "2001-03-05"],
         "members": {"score": 16, "alone": 16, "optimal": 16},

@@ -109,12 +109,23 @@ def test_a_factor_that_does_not_divide_the_grid_is_replaced_and_said(study):
     assert both[0] == both[1]
 
 
+def test_each_case_says_who_made_it_and_the_page_how_it_was_asked_for(study):
+    own = result(study)
+    for case, found in own["origins"].items():
+        setting, system = case.split("/")
+        scores = json.loads(Path(own["cases"][setting][system]).with_name("scores.json").read_text())
+        assert found == {name: told for name, told in scores["provenance"].items() if name != "config"}
+        assert len(found["products"]["analysis"]["observations_sha256"]) == 64
+    assert set(own["origins"]) == {"coarse-4/slams", "coarse-4/enoi", "coarse-5/slams"}
+    assert yaml.safe_load(own["config"])["observe"] == yaml.safe_load(study.read_text())["observe"]
+
+
 def test_the_same_command_finds_all_done(study):
     products = list((study.parent / "study" / "cases").rglob("analysis.zarr/zarr.json"))
     before = [product.stat().st_mtime_ns for product in products]
     marks = {path: path.stat().st_mtime_ns for path in (study.parent / "study" / "marks").iterdir()}
     finish(start(["sample", "study", str(study)]))
-    assert len(products) == 3 and before == [product.stat().st_mtime_ns for product in products]
+    assert len(products) == 2 and before == [product.stat().st_mtime_ns for product in products]
     assert marks == {path: path.stat().st_mtime_ns for path in (study.parent / "study" / "marks").iterdir()}
 
 
@@ -215,7 +226,7 @@ def test_quick_is_the_files_own_trial(study):
 def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
     assert sample(["study", str(study), "folder=nowhere", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "7 stages, 7 left" in out and "observe.temperature.factor=4" in out
+    assert "5 stages, 5 left" in out and "observe.temperature.factor=4" in out
     assert not Path("nowhere").exists()
 
 
@@ -330,6 +341,7 @@ def verified(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         Sums(days, {("analysis", "t", "rmse"): (np.ones((len(days), 1, 2)), np.ones((len(days), 2)))}).save(folder)
         told = {"variable": "t", "levels_hpa": [10, 500], "units": "K", "members": 1} | others
+        told["provenance"] = {"archive": {"commit": "abc1"}, "config": {}}
         (folder / "scores.json").write_text(json.dumps(told))
 
     return leave, lambda: gathered(config, plan)
@@ -341,6 +353,7 @@ def test_cases_are_gathered_on_the_days_that_all_share(verified):
     leave(("c-8", "two"), DATES[:6])
     found = gather()
     assert list(found.time) == list(DATES[2:6]) and {len(each.time) for each in found.sums.values()} == {4}
+    assert found.origins["c-4", "one"] == {"archive": {"commit": "abc1"}}
 
 
 @pytest.mark.parametrize(

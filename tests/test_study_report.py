@@ -55,6 +55,7 @@ def test_every_sentence_is_there(page):
     study = made()
     said = [study["title"], study["question"], study["rerun"]]
     said += [each[part] for each in study["findings"] for part in ("claim", "evidence")]
+    said += [study["config"], '"score_sha256": "0d1e<2>"', '"commit": "abc1"', "coarse-4/score"]
     said += [setting["note"] for setting in study["settings"]]
     for sentence in said:
         assert sentence in page.text, sentence

@@ -185,14 +185,17 @@ def slug(*words: str) -> str:
 
 
 def _provenance(study: Study) -> str:
-    told = html.escape(
-        json.dumps({"dates": study["dates"], "members": study["members"], **study["provenance"]}, indent=1)
-    )
+    told = json.dumps({"dates": study["dates"], "members": study["members"], **study["provenance"]}, indent=1)
     return (
         f"<p>To make this again, going on where it stopped: <code>{html.escape(study['rerun'])}</code></p>"
         f"<p>Every number of this page, and those by level: {CSV} and {JSON} beside it; figures as PNG and SVG.</p>"
-        f"<details><summary>Versions, dates and members</summary><pre>{told}</pre></details>"
+        f"{_folded('Configuration of the study', study['config'])}{_folded('Versions, dates and members', told)}"
+        f"{_folded('Commits and checksums of each case', json.dumps(study['origins'], indent=1))}"
     )
+
+
+def _folded(name: str, text: str) -> str:
+    return f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 # ---- tables

@@ -14,6 +14,7 @@ from sample.study.config import KINDS, StudyConfig
 from sample.study.findings import findings
 from sample.study.plan import Plan
 from sample.study.scored import Scored, gathered
+from slams.config import to_yaml
 from slams.contracts.envelope import ContractError, provenance, read_json
 from slams.uncertainty import Estimate
 
@@ -23,7 +24,8 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
 
     Returns:
         ``results`` {setting: {system: {score: {level or "mean": {value, interval}}}}} and ``differences`` to the
-        reference alike, with ``significant``; ``published``, ``findings``, ``cost``, and what names them all.
+        reference alike, with ``significant``; ``published``, ``findings``, ``cost``; ``config``, the study's own as
+        YAML; ``origins``, who made what of each case; and what names them all.
 
     Raises:
         ContractError: see `gathered` and `published_scores`.
@@ -54,6 +56,8 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "cost": _cost(config, plan),
         "cases": {name: _pages(config, plan, name) for name in names},
         "provenance": provenance(),
+        "origins": {f"{setting}/{system}": origin for (setting, system), origin in scored.origins.items()},
+        "config": to_yaml(config),
         "rerun": rerun,
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Scored:
         own: which system of its verification a system is: ``analysis``, or itself for a baseline.
         variable: the state.
         members: of each system; a baseline that is not named is a single field.
+        origins: by setting and system, who made what of a case: commits and checksums.
     """
 
     time: np.ndarray
@@ -36,6 +38,7 @@ class Scored:
     levels_hpa: list[int]
     units: str
     members: dict[str, int]
+    origins: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, setting: str, system: str, score: str) -> Estimate | None:
         """A score with its resamples, the same for all; none where a case is missing or does not have the score, as a
@@ -78,4 +81,5 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     for name, told_by in config.baselines.items():
         found |= {(setting, name): found[setting, told_by] for setting, system in done if system == told_by}
     own = dict.fromkeys(config.systems, OWN) | {name: name for name in config.baselines}
-    return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members)
+    origins = {case: {k: v for k, v in told[case]["provenance"].items() if k != "config"} for case in done}
+    return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members, origins)
