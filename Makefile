@@ -56,9 +56,14 @@ bench-sampler: .venv/ready  ## cost and accuracy of the samplers, an hour, after
 	.venv-world/bin/pip install --quiet $$($(EXTRA_WORLD))
 	touch $@
 
+# By name: a study's trial of minutes (--quick) has a folder beside it, and is no result.
+RESULTS := $(wildcard $(patsubst %,runs/studies/%/results.md,fair paper suspects))
+
 results:  ## docs/results.md from the studies that were run
+	@test -n "$(RESULTS)" || { echo "make results: no study was run here; docs/results.md stays as it is" >&2; exit 1; }
 	(printf '# Results\n\nMade by `make results` from the studies that were run; a dash is a case that has not run yet.\n\n'; \
-	cat runs/studies/*/results.md) > docs/results.md
+	cat $(RESULTS)) > docs/results.md.partial
+	mv docs/results.md.partial docs/results.md
 
 clean:
 	rm -rf runs build *.egg-info

@@ -177,6 +177,8 @@ def open_case(config: SampleConfig) -> Case:
     archive, observations = open_archive(config.archive), open_observations(config.observations)
     for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
         _check_same_fields(first, path, spec)
+    for product in products.values():
+        _check_assimilated(product, observations)
     archive.index_of(first.time)
     bundle = open_bundle(config.autoencoder) if config.autoencoder else None
     if bundle is not None:
@@ -211,6 +213,13 @@ def _open_products(folder: Path) -> dict[str, Analysis]:
     if not any(m.role == "state" for m in first.spec.modalities):
         raise ContractError(f"{first.path}: holds no state to verify, only {', '.join(first.spec.names)}")
     return found
+
+
+def _check_assimilated(product: Analysis, observations: Observations) -> None:
+    """The baselines must be given what the analysis was."""
+    given = product.attributes.get("config", {}).get("observations_sha256")
+    if given is not None and given != observations.checksum:
+        raise ContractError(f"{observations.path}: is not what was assimilated in {product.path}; give that set")
 
 
 def _check_same_fields(product: Analysis, path: Path, spec: StateSpec) -> None:

@@ -76,6 +76,11 @@ def shown(scores: dict[str, Any], systems: dict[str, Any]) -> dict[str, Any]:
     return {name: found for name, found in systems.items() if name != "autoencoder" or scores["has_autoencoder"]}
 
 
+def several(scores: dict[str, Any]) -> bool:
+    """Whether any system has members, and so a spread."""
+    return any(n > 1 for n in scores["ensemble_size"].values())
+
+
 def shown_channel(modality: Modality, wanted_hpa: int = 500) -> int:
     """The level nearest 500 hPa, as a channel of the modality."""
     levels = np.asarray(modality.level_hpa or (wanted_hpa,))
@@ -87,10 +92,11 @@ def profiles(scores: dict[str, Any]) -> Figure | None:
     levels_hpa = scores["levels_hpa"]
     if not levels_hpa:
         return None
+    drawn = {score: title for score, title in SCORES.items() if score != "spread_skill" or several(scores)}
     with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 4.9))
-        panels = figure.subplots(1, 3, sharey=True)
-        for axes, (score, title) in zip(panels, SCORES.items(), strict=True):
+        panels = figure.subplots(1, len(drawn), sharey=True)
+        for axes, (score, title) in zip(panels, drawn.items(), strict=True):
             _profile(axes, scores, score, title, levels_hpa)
         pressure_axis(panels[0], levels_hpa)
         handles, names = panels[0].get_legend_handles_labels()
@@ -147,8 +153,11 @@ def state_maps(example: Example, modality: Modality) -> Figure:
         _observed(panels[0, 1], example, modality, channel, "observed", norm)
         _map(panels[0, 2], example, mean, f"analysis, mean of {len(example.members)}", units, colours, norm)
         _map(panels[1, 0], example, example.members[0, part], "analysis, member 0", units, colours, norm)
-        upper = max(largest, float(np.nanmax(spread)))
-        _map(panels[1, 1], example, spread, "spread", units, "BuPu", Normalize(0, upper))
+        if len(example.members) > 1:
+            upper = max(largest, float(np.nanmax(spread)))
+            _map(panels[1, 1], example, spread, "spread", units, "BuPu", Normalize(0, upper))
+        else:
+            panels[1, 1].set_axis_off()
         signed = Normalize(-largest, largest)
         _map(panels[1, 2], example, error, "error of the mean", units, "RdBu_r", signed)
         figure.suptitle(f"{modality.name.capitalize()}{at}, {example.day}", x=0.01, ha="left", weight="bold")

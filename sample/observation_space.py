@@ -42,6 +42,7 @@ MODALITY, ASSIMILATED, AT_LEVEL, IN_BAND, IN_SEASON, DAY = range(6)
 MARGINALS = ((), (AT_LEVEL,), (IN_BAND,), (IN_SEASON,), (AT_LEVEL, IN_BAND))
 TELL_APART = ("observed", "error_std", "station_id", "longitude", "latitude", "level_hpa")
 ALL = "all"
+OF_SPREAD = ("chi_square_with_spread", "spread_error_ratio", "spread")  # of one member they say nothing
 
 
 class Gathering:
@@ -211,7 +212,19 @@ def observation_space(
         given = open_observations(observations)
         told = {"observations": str(given.path), "observations_sha256": given.checksum}
         found["held_out"] = told | summary(of_held_out(product, given, seed), bootstrap)
+        count_rejected(found["held_out"], given, open_analysis(product).time)
     return found
+
+
+def count_rejected(told: dict[str, Any], observations: Observations, days: np.ndarray) -> None:
+    """Add to a summary's ``counts``, of each modality at stations, the reports that failed their quality control.
+
+    A grid does not tell them from what was never observed.
+    """
+    shared = days[np.isin(days, observations.time)]
+    for name in set(told["counts"]) & set(observations.stations):
+        reports = (observations.read_stations(name, shared[i : i + 1]) for i in range(len(shared)))
+        told["counts"][name]["rejected"] = sum(int((each.qc != 0).sum()) for each in reports)
 
 
 def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
@@ -221,10 +234,10 @@ def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
         ``dates`` (first, last, number), ``members``, and
 
         * ``counts``, by modality: ``rows`` evaluated, ``assimilated``, ``withheld``, and ``unknown``, those of them
-          that the state knows nothing of; what failed its quality control was never a row;
+          that the state knows nothing of; what failed its quality control was never a row, see `count_rejected`;
         * ``groups``, a list: ``modality``, ``units``, ``assimilated``, ``level_hpa``, ``band``, ``season`` (each "all",
           or which; the level null in a modality without levels), the numbers of `slams.observation_space.numbers`,
-          and ``rank_shares``, (M + 1,);
+          and ``rank_shares``, (M + 1,); null where a number needs a spread and there is one member;
         * ``confidence``: ``level``, ``resamples``, ``blocks`` of at most five days, and ``of``, a list of modalities
           with the 95 % interval of each number, missing where the dates make a single block.
     """
@@ -262,7 +275,10 @@ def _groups(made: Gathering, marginal: tuple[int, ...]) -> list[dict[str, Any]]:
         place["band"] = BANDS[which[IN_BAND]] if IN_BAND in which else ALL
         place["season"] = SEASONS[which[IN_SEASON]] if IN_SEASON in which else ALL
         told = {name: _plain(value) for name, value in numbers(sums).items()}
-        rows.append(place | told | {"rank_shares": [_plain(share) for share in rank_shares(sums)]})
+        shares = [_plain(share) for share in rank_shares(sums)]
+        if len(made.members) == 1:
+            told, shares = told | dict.fromkeys(OF_SPREAD), [None] * len(shares)
+        rows.append(place | told | {"rank_shares": shares})
     return rows
 
 
@@ -277,11 +293,11 @@ def _confidence(made: Gathering, days: np.ndarray, bootstrap: int) -> dict[str, 
     blocks = date_blocks(days)
     n_blocks = int(blocks.max()) + 1
     counts_RD = resampled_dates(blocks, bootstrap, generator(made.seed, "validation"))
-    of = []
+    of, none = [], ("rows", "known", *(OF_SPREAD if len(made.members) == 1 else ()))
     for key in made.cells.joined(MODALITY, ASSIMILATED).groups if n_blocks > 1 else ():
         drawn = numbers(Sums(counts_RD @ _by_day(made, key, days.astype(int))))
         place = {"modality": made.spec.names[key[0]], "assimilated": bool(key[1])}
-        told = {name: _interval(values) for name, values in drawn.items() if name not in ("rows", "known")}
+        told = {name: _interval(values) for name, values in drawn.items() if name not in none}
         of.append(place | told)
     return {"level": LEVEL, "resamples": bootstrap, "blocks": n_blocks, "of": of}
 

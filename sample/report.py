@@ -18,6 +18,7 @@ from sample.figures import Example, label
 from sample.observation_report import observed
 from sample.sentences import costs, counted, rivals, sentences
 from sample.structure_report import ranks, weather
+from sample.sums import OF_MEMBERS
 from sample.verdicts import Verdict
 from slams.config import to_yaml
 from slams.page import cards, difference, document, figure, legend, table
@@ -72,8 +73,8 @@ def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.n
         "increment": figure(figures.increment_maps(example, state), _increment_words(scores), folder / "increment.png"),
         "weather": weather(folder, scores),
         "ranks": ranks(folder, ranks_CR, scores["levels_hpa"]),
-        "observed": observed(scores["observation_space"]),
-        "others": _others(scores, figures.surface_maps(example, others) if others else None),
+        "observed": observed(folder, scores["observation_space"]),
+        "others": _others(folder, scores, figures.surface_maps(example, others) if others else None),
         "autoencoder": _autoencoder_words(scores),
         "config": html.escape(to_yaml(config)),
         "provenance": _provenance(scores),
@@ -100,48 +101,44 @@ def _cards(scores: dict[str, Any]) -> str:
     """The numbers to see first."""
     own, units = scores["systems"]["analysis"], scores["units"]
     rival, error = min(rivals(scores).items(), key=lambda pair: pair[1])
-    return cards(
-        [
-            (f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"),
-            (f"{own['crps']['mean']:.2f} {units}", "CRPS"),
-            (f"{own['spread_skill']['mean']:.2f}" if scores["members"] > 1 else "-", "spread-skill (1 is reliable)"),
-            (f"{error:.2f} {units}", f"RMSE of {label(rival)}"),
-        ]
-    )
+    shown = [(f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"), (f"{own['crps']['mean']:.2f} {units}", "CRPS")]
+    if scores["members"] > 1:
+        shown.append((f"{own['spread_skill']['mean']:.2f}", "spread-skill (1 is reliable)"))
+    return cards([*shown, (f"{error:.2f} {units}", f"RMSE of {label(rival)}")])
 
 
 def _table(scores: dict[str, Any]) -> str:
-    """The state's scores, the best of those that may compete in bold."""
+    """The state's scores, each with its interval, the best of those that may compete in bold."""
     units = html.escape(scores["units"])
-    heads = [
-        f"RMSE ({units})",
-        f"95 % interval ({units})",
-        f"CRPS ({units})",
-        "spread-skill",
-        f"bias ({units})",
-        "W1 (std)",
+    told = {"rmse": f"RMSE ({units})", "crps": f"CRPS ({units})", "spread_skill": "spread-skill"}
+    told |= {"bias": f"bias ({units})", "w1": "W1 (std)"}
+    columns = {score: head for score, head in told.items() if score != "spread_skill" or figures.several(scores)}
+    shown = figures.shown(scores, scores["systems"])
+    best = {score: _best(scores["systems"], score) for score in columns if score in figures.SCORES}
+    body = [
+        (label(name), [_measured(scores, name, s, FORMS.get(s, ".2f"), best=best.get(s) == name) for s in columns])
+        for name in shown
     ]
-    body = []
-    for row in rows(scores):
-        best = [row.system == _best(scores["systems"], score) for score in ("rmse", "crps", "spread_skill")]
-        cells = [_bold(row.rmse, best[0]), row.interval, _bold(row.crps, best[1]), _bold(row.spread_skill, best[2])]
-        body.append(
-            (
-                label(row.system),
-                [*cells, _mean(scores, row.system, "bias", "+.3f"), _mean(scores, row.system, "w1", ".3f")],
-            )
-        )
-    return table(heads, body)
+    return table(columns.values(), body)
 
 
-def _mean(scores: dict[str, Any], system: str, score: str, form: str) -> str:
-    """A score with its interval below it."""
-    found = scores["systems"][system].get(score)
-    if found is None:
+FORMS = {"bias": "+.3f", "w1": ".3f"}
+
+
+def _measured(
+    scores: dict[str, Any], system: str, score: str, form: str = ".2f", level: str = "mean", best: bool = False
+) -> str:
+    """A score with its interval below it; a dash where the system has none, as a single field has no spread.
+
+    Arguments:
+        scores: of the state, or of another modality.
+    """
+    found, sure = scores["systems"][system].get(score), scores["intervals"].get(system, {}).get(score)
+    if found is None or (score in OF_MEMBERS and sure is None):
         return "-"
-    between = scores["intervals"].get(system, {}).get(score, {}).get("mean")
+    between = sure.get(level) if sure else None
     under = f"<small>{between[0]:{form}} to {between[1]:{form}}</small>" if between else ""
-    return f"{found['mean']:{form}}{under}"
+    return _bold(f"{found[level]:{form}}", best) + under
 
 
 def verdict(scores: dict[str, Any], system: str, score: str, level: str = "mean") -> Verdict:
@@ -198,8 +195,8 @@ def _levels(scores: dict[str, Any]) -> str:
     for score, title in figures.SCORES.items():
         units = "" if score == "spread_skill" else f" ({html.escape(scores['units'])})"
         body = [
-            (label(name), [f"{found[score][str(level)]:.2f}" for level in scores["levels_hpa"]])
-            for name, found in figures.shown(scores, scores["systems"]).items()
+            (label(name), [_measured(scores, name, score, level=str(level)) for level in scores["levels_hpa"]])
+            for name in figures.shown(scores, scores["systems"])
             if score != "spread_skill" or scores["ensemble_size"][name] > 1
         ]
         if body:
@@ -207,7 +204,7 @@ def _levels(scores: dict[str, Any]) -> str:
     return f"<details><summary>All numbers by level</summary>{''.join(tables)}</details>"
 
 
-def _others(scores: dict[str, Any], maps: Figure | None) -> str:
+def _others(folder: Path, scores: dict[str, Any], maps: Figure | None) -> str:
     """Tables and maps of the modalities beside the state."""
     if maps is None:
         return ""
@@ -215,19 +212,19 @@ def _others(scores: dict[str, Any], maps: Figure | None) -> str:
     for name, scored in scores["other_modalities"].items():
         units, systems = html.escape(scored["units"]), figures.shown(scores, scored["systems"])
         body = [
-            (label(system), [_bold(f"{v[s]['mean']:.2f}", system == _best(systems, s)) for s in ("rmse", "crps")])
-            for system, v in systems.items()
+            (label(system), [_measured(scored, system, s, best=system == _best(systems, s)) for s in ("rmse", "crps")])
+            for system in systems
         ]
         found.append(f"<h3>{html.escape(name)}</h3>" + table([f"RMSE ({units})", f"CRPS ({units})"], body))
     words = "Verified where the truth is known (rain: land). Interpolation of what was not observed is climatology."
-    return f"<h2>Other modalities</h2>{''.join(found)}" + figure(maps, words)
+    return f"<h2>Other modalities</h2>{''.join(found)}" + figure(maps, words, folder / "others.png")
 
 
 def _map_words(example: Example) -> str:
-    return (
-        f"{example.day}, the date whose error is the median of all dates. Grey: not observed, or no value. "
-        "Spread and error have the same scale, so that they can be compared by eye."
-    )
+    words = f"{example.day}, the date whose error is the median of all dates. Grey: not observed, or no value."
+    if len(example.members) == 1:
+        return words
+    return f"{words} Spread and error have the same scale, so that they can be compared by eye."
 
 
 def _increment_words(scores: dict[str, Any]) -> str:
@@ -248,8 +245,9 @@ BODY = Template("""<h1>$title</h1>
 $cards
 <h2>Scores</h2>
 $table
-<p class="muted">Area-weighted means over all cells, dates and levels; bold is best. The baselines are given the same
-observations as the analysis; a single field has no spread, and its CRPS is its mean absolute error. $autoencoder</p>
+<p class="muted">Area-weighted means over all cells, dates and levels, below each its 95 % interval; bold is best. The
+baselines are given the same observations as the analysis; a single field has no spread, and its CRPS is its mean
+absolute error. $autoencoder</p>
 $differences
 $costs
 $profiles

@@ -10,6 +10,7 @@ from sample.figures import label
 # A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
 RELIABLE_WITHIN = 0.1
 FEW_BLOCKS = 10
+ONE_MEMBER = "One member has no spread, and all that needs one is left out: ratios of spread to error, and ranks."
 
 
 def sentences(scores: dict[str, Any]) -> list[str]:
@@ -58,7 +59,7 @@ def excludes_zero(pair: dict[str, Any]) -> bool:
 
 def _spread(scores: dict[str, Any]) -> str:
     if scores["members"] == 1:
-        return ""
+        return ONE_MEMBER
     ratio = scores["systems"]["analysis"]["spread_skill"]["mean"]
     if abs(ratio - 1) <= RELIABLE_WITHIN:
         verdict = "its members are about as far apart as they are from the truth, as they should be"

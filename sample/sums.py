@@ -7,7 +7,7 @@
 * ``SYSTEM/MODALITY/SCORE/weight``      their weights, (D, C); 0 where a date does not count.
 
 C are the levels in the modality's order, for ``unstable`` the layers between them from the top. A score is
-``SCORES[SCORE](total, weight)``, of a date or of sums over dates. Sums of ``w1`` are float32, all others float64.
+``SCORES[SCORE](total, weight)``, of a date or of sums over dates. All are float64.
 Two runs on the same dates, paired:
 
     one, other = read_sums("a/verify"), read_sums("b/verify")
@@ -41,6 +41,7 @@ SCORES: dict[str, Value] = {
     "unstable": UnstableLayers.value,
     "day_change": DayChange.value,
 }
+OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
 Key = tuple[str, str, str]
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -83,7 +84,7 @@ class Sums:
     def whole(self, system: str, modality: str, score: str) -> np.ndarray:
         """The score of all dates together, (C,)."""
         total, weight = self._pair(system, modality, score)
-        return SCORES[score](total.sum(axis=0, dtype=np.float64), weight.sum(axis=0))
+        return SCORES[score](total.sum(axis=0), weight.sum(axis=0))
 
     def estimate(self, bootstrap: Bootstrap, system: str, modality: str, score: str) -> Estimate:
         """The score of all dates together with its resamples."""

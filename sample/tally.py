@@ -36,7 +36,7 @@ class Tally:
 
     Arguments:
         sums: by date, of every system.
-        n_members: of each system, on the last date.
+        n_members: of each system, on the date on which most were drawn.
         spectra: of the analysis of the state: sums (K, C) and weights (C,) over all dates.
         ranks: the same of its rank histogram, over the dates on which most members were drawn.
     """
@@ -51,7 +51,8 @@ class Tally:
         """The tally of parts that follow one another in time."""
         spectra = {kind: _added([part.spectra[kind] for part in parts]) for kind in SPECTRA}
         sums = Sums.joined([part.sums for part in parts])
-        return cls(sums, parts[-1].n_members, spectra, _added([part.ranks for part in parts]))
+        most = {system: max(part.n_members[system] for part in parts) for system in parts[0].n_members}
+        return cls(sums, most, spectra, _added([part.ranks for part in parts]))
 
 
 def _added(pairs: list[Pair]) -> Pair:
@@ -155,7 +156,7 @@ class _Scorer:
         follows = where > 0 and time[where] - time[where - 1] == np.timedelta64(1, "D")
         for system, members in now.members.items():
             x = members[drawn(members.numpy())]
-            self.n_members[system] = len(x)
+            self.n_members[system] = max(len(x), self.n_members.get(system, 0))
             for score, kind in self.kinds.items():
                 self._keep(system, score, kind.sums(x, now.truth))
             self._keep(system, "day_change", self._changed(system, now, follows))
@@ -198,7 +199,7 @@ class _Scorer:
 
     def tally(self, time: np.ndarray) -> Tally:
         """What was summed."""
-        found = {key: _stacked(pairs, key[-1]) for key, pairs in self.found.items()}
+        found = {key: _stacked(pairs) for key, pairs in self.found.items()}
         spectra = {kind: _pair(spectrum) for kind, spectrum in self.spectra.items()}
         return Tally(Sums(time, found), self.n_members, spectra, _pair(self.ranks))
 
@@ -207,8 +208,7 @@ def _pair(metric: AreaMean) -> Pair:
     return metric.total.numpy(), metric.weight.numpy()
 
 
-def _stacked(pairs: Iterable[tuple[Tensor, Tensor]], score: str) -> Pair:
-    """Sums and weights of each date, (D, S, C) and (D, C); half as long numbers for the hundreds of sums of `w1`."""
+def _stacked(pairs: Iterable[tuple[Tensor, Tensor]]) -> Pair:
+    """Sums and weights of each date, (D, S, C) and (D, C)."""
     total, weight = zip(*pairs, strict=True)
-    found = torch.stack(total).numpy()
-    return found.astype(np.float32) if score == "w1" else found, torch.stack(weight).numpy()
+    return torch.stack(total).numpy(), torch.stack(weight).numpy()

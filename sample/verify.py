@@ -29,8 +29,8 @@ from sample import report
 from sample.case import Case, open_case
 from sample.config import SampleConfig
 from sample.figures import label
-from sample.observation_space import check_held_out, observation_space, write_csv
-from sample.sums import SCORES, Pair, Sums
+from sample.observation_space import check_held_out, count_rejected, observation_space, write_csv
+from sample.sums import OF_MEMBERS, SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
 from slams.contracts.envelope import ContractError, provenance, write_json
@@ -41,7 +41,6 @@ from slams.uncertainty import LEVEL, Bootstrap, Estimate
 
 TABLE_LEVELS_HPA = (50, 500, 850)
 LOG_WIDTH = 120
-OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
 DIMENSIONLESS = ("spread_skill", "w1", "unstable", "day_change")
 Estimates = dict[str, dict[str, Estimate]]
 
@@ -85,6 +84,9 @@ def verify(config: SampleConfig) -> dict[str, Any]:
         name: observation_space(product.path, checking.observations, checking.bootstrap, config.seed)
         for name, product in case.products.items()
     }
+    for told in scores["observation_space"].values():
+        if "departures" in told:
+            count_rejected(told["departures"], case.observations, case.time)
     folder.mkdir(parents=True, exist_ok=True)
     found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)

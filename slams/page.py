@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slams.contracts.envelope import write_bytes
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -117,12 +119,13 @@ def figure(drawing: Figure, words: str, path: Path | None = None) -> str:
     """A figure inside the page, with its caption; where a path is given, as that PNG and as SVG beside it too."""
     from matplotlib import rc_context  # here: words and marks need no plotting library
 
-    drawn = io.BytesIO()
+    drawn, lines = io.BytesIO(), io.BytesIO()
     drawing.savefig(drawn, format="png", dpi=DPI, facecolor="white")
     if path is not None:
-        path.write_bytes(drawn.getvalue())
+        write_bytes(path, drawn.getvalue())
         with rc_context({"svg.hashsalt": path.name}):  # the same figure is the same file
-            drawing.savefig(path.with_suffix(".svg"), metadata={"Date": None}, facecolor="white")
+            drawing.savefig(lines, format="svg", metadata={"Date": None}, facecolor="white")
+        write_bytes(path.with_suffix(".svg"), lines.getvalue())
     source = base64.b64encode(drawn.getvalue()).decode()
     caption = html.escape(words)
     width = round(CSS_DPI * drawing.get_figwidth())  # so that its letters are as large as the page's

@@ -54,6 +54,13 @@ def _difference(own, rival):
     return {"value": gap, "interval": [gap - width, gap + width], "significant": bool(abs(gap) > width)}
 
 
+def _setting(name, group, value, label, note):
+    """The factor of a block is its value, else 4."""
+    factor = int(value) if group == "cells a block" else 4
+    told = {"name": name, "group": group, "value": value, "asked": factor, "label": label, "factor": factor}
+    return told | {"at": value, "same_as": "", "note": note}
+
+
 def made():
     """The study; ``noise-2`` has not run, and the optimal interpolation not in ``coarse-16``."""
     results, differences = {}, {}
@@ -86,7 +93,7 @@ def made():
         "levels_hpa": list(LEVELS),
         "systems": {name: {"label": label} for name, label in SYSTEMS.items()},
         "reference": REFERENCE,
-        "settings": [dict(zip(("name", "group", "value", "label", "note"), s, strict=True)) for s in SETTINGS],
+        "settings": [_setting(*s) for s in SETTINGS],
         "scores": deepcopy(SCORES),
         "first_score": "crps",
         "results": results,
@@ -98,6 +105,8 @@ def made():
             {"claim": "Interpolation is enough under noise", "holds": False, "evidence": "+3.060 (+2.9 to +3.2)"},
         ],
         "provenance": {"commit": "5c0e" * 10, "slams": "0.1.0"},
+        "origins": {"coarse-4/score": {"products": {"analysis": {"commit": "abc1", "score_sha256": "0d1e<2>"}}}},
+        "config": "folder: runs/fair\nreference: optimal\n",
         "cost": {"coarse-4": {"score": 5025.0, "optimal": 38.0}, "coarse-8": {"score": 5100.0, "optimal": 40.0}},
         "dates": ["2001-01-04", "2001-02-03", "2001-03-05"],
         "members": {"score": 16, "alone": 16, "optimal": 16},

@@ -375,6 +375,24 @@ def test_what_is_said_is_json_and_counts_what_was_withheld(product, found, tmp_p
     assert float(rows[0]["crps"]) == found["departures"]["groups"][0]["crps"]
 
 
+def test_of_one_member_nothing_is_said_that_needs_a_spread():
+    spec, n = StateSpec(Grid(4, 8), (TEMPERATURE,)), 6
+    columns = {name: np.zeros(n) for name in ("latitude", "longitude", "background")}
+    columns |= {"time": np.repeat(np.array(["2003-01-01", "2003-02-01"], "datetime64[D]"), 3)}
+    columns |= {"modality": np.array(["temperature"] * n), "station_id": np.array(["a"] * n)}
+    columns |= {"observed": np.arange(n) + 1.0, "error_std": np.ones(n), "level_hpa": np.full(n, 500.0)}
+    columns["assimilated"] = np.zeros(n, bool)
+    for members in (1, 2):
+        made = Gathering(spec, np.arange(members), 0)
+        made.add(columns, np.arange(members)[:, None] + np.zeros(n))
+        told = summary(made, 20)
+        numbers, sure = told["groups"][0], told["confidence"]["of"][0]
+        for name in ("chi_square_with_spread", "spread_error_ratio", "spread"):
+            assert (numbers[name] is None) is (members == 1) and (name not in sure) is (members == 1)
+        assert (None in numbers["rank_shares"]) is (members == 1)
+        assert numbers["crps"] is not None and "crps" in sure
+
+
 def test_segments_in_shares_are_the_whole_product(product, found):
     departures, spec = open_departures(product), open_analysis(product).spec
     merged = Gathering(spec, departures.members, 0)
@@ -471,6 +489,23 @@ def test_held_out_stations_are_compared_with_the_members_at_their_place(product,
     assert found["observations_sha256"] == open_observations(path).checksum
     profile = departure_profiles(found["groups"], "temperature")
     assert [line.get_label() for line in profile.axes[1].lines] == ["O - A"]
+
+
+def test_reports_that_failed_their_quality_control_are_counted(product, tmp_path):
+    """On the product's days; they are no rows."""
+    analysis = open_analysis(product)
+    days = np.arange(analysis.time[0] - 1, analysis.time[-1] + 1)
+    frame = np.sort(np.r_[0, np.searchsorted(days, analysis.time)])
+    n = len(frame)
+    whole, value = np.zeros(n), np.full(n, 250, np.float32)
+    place = (whole, whole, value + 250, value, value * 0 + 1)
+    qc = np.ones(n, np.int8)
+    qc[-1] = 0
+    seen = Stations("temperature", days, frame, *place, np.array(["a"] * n, object), qc)
+    write_observations(tmp_path / "rejected", analysis.spec, days, [seen], {"config": {}})
+    counts = observation_space(product, tmp_path / "rejected", bootstrap=20)["held_out"]["counts"]
+    told = {"rows": 1, "assimilated": 0, "withheld": 1, "unknown": 0, "rejected": len(analysis.time) - 1}
+    assert counts == {"temperature": told}
 
 
 def test_a_set_that_was_assimilated_is_refused(chain, product):

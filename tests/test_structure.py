@@ -193,6 +193,22 @@ def test_day_change_is_the_ratio_of_root_mean_squares():
     np.testing.assert_array_equal(scored(DayChange(2, WEIGHTS), (change * 0, true_change)), 0)
 
 
+def test_a_day_change_counts_where_the_truths_is_known_and_a_member_without_one_is_no_score():
+    change, true_change = normal(6, 3, 2, 8, 16), normal(7, 2, 8, 16)
+    hole = torch.zeros(2, 8, 16, dtype=torch.bool)
+    hole[0, 2:5] = True
+    holed = torch.where(hole, torch.nan, change), torch.where(hole, torch.nan, true_change)
+    found = scored(DayChange(2, WEIGHTS), holed)
+    weight = torch.as_tensor(WEIGHTS) * ~hole
+    rms = [((v.double() ** 2).nan_to_num(0) * weight).sum(dim=(-2, -1)) for v in holed]
+    np.testing.assert_allclose(found, (rms[0].mean(dim=0) / rms[1]).sqrt())
+    np.testing.assert_array_equal(scored(DayChange(2, WEIGHTS), (change, holed[1])), found)  # beside no truth
+    change[1, 1, 6, 6] = torch.nan
+    assert list(np.isnan(scored(DayChange(2, WEIGHTS), (change, holed[1])))) == [False, True]
+    unknown = torch.full_like(true_change, torch.nan)
+    assert np.isnan(scored(DayChange(2, WEIGHTS), (normal(6, 3, 2, 8, 16), unknown))).all()
+
+
 @pytest.mark.parametrize(
     "metric", [ZonalSpectrum(2, WEIGHTS), DayChange(2, WEIGHTS), Wasserstein([0, 0], [1, 1], (8, 16))]
 )

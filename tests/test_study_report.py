@@ -13,7 +13,7 @@ from studies import CRPS, REFERENCE, SCORES, SETTINGS, SYSTEMS, made
 from test_report import Page
 
 from sample.study import figures, tables
-from sample.study.record import log_to_wandb
+from sample.study.record import log_once, log_to_wandb
 from sample.study.report import write
 from sample.study.words import markdown
 
@@ -55,6 +55,7 @@ def test_every_sentence_is_there(page):
     study = made()
     said = [study["title"], study["question"], study["rerun"]]
     said += [each[part] for each in study["findings"] for part in ("claim", "evidence")]
+    said += [study["config"], '"score_sha256": "0d1e<2>"', '"commit": "abc1"', "coarse-4/score"]
     said += [setting["note"] for setting in study["settings"]]
     for sentence in said:
         assert sentence in page.text, sentence
@@ -198,6 +199,19 @@ def test_the_best_of_a_row_is_bold():
     assert not any(each.best for _, cells in tables.results(study, "spread").rows for each in cells)
 
 
+def test_the_autoencoder_is_a_number_and_no_rival():
+    """It has seen the truth: that it is better than the reference is no news."""
+    study = made()
+    study["systems"]["autoencoder"] = {"label": "autoencoder"}
+    for part in ("results", "differences"):
+        for found in study[part].values():
+            found["autoencoder"] = found["score"]
+    assert "autoencoder" in tables.results(study, "crps").heads
+    assert "autoencoder" not in tables.differences(study, "crps").heads
+    assert "autoencoder" not in [name for name, _ in tables.scorecard(study).rows]
+    assert "autoencoder" not in markdown(study).split("### Findings")[0]
+
+
 def test_an_interval_stands_below_its_value_and_none_where_there_is_none():
     study = made()
     found = cell(study, tables.results(study, "crps"), "coarse-8", "score")
@@ -218,6 +232,58 @@ def test_published_values_stand_beside_ours():
     del study["results"]["coarse-8"]["score"]
     (_, (ours, *_)) = tables.published(study, "w1").rows[-1]
     assert ours.text == DASH
+
+
+def test_one_published_run_has_no_range_to_lie_in(tmp_path):
+    study = made()
+    study["published"]["coarse-8"]["score"]["w1"]["mean"] = {"value": 0.03}
+    name, (_, theirs, where) = tables.published(study, "w1").rows[1]
+    assert name.startswith("block means of 8 x 8") and (theirs.text, theirs.under) == ("0.030", "one run")
+    assert where.text == DASH
+    write(tmp_path, study)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        (row,) = (row for row in csv.DictReader(file) if row["setting"] == "coarse-8" and row["published"])
+    assert (row["published"], row["published_lowest"], row["published_highest"]) == ("0.03", "", "")
+
+
+def with_replaced():
+    """Blocks of 12 cells are asked for too, and those of 16 stand in their place."""
+    study = made()
+    (sixteen,) = (setting for setting in study["settings"] if setting["name"] == "coarse-16")
+    sixteen |= {"value": 15.0, "asked": 15, "factor": 16, "at": 16.0, "note": "", "label": "16 x 16 cells (15 asked)"}
+    twelve = sixteen | {"name": "coarse-12", "value": 12.0, "asked": 12, "same_as": "coarse-16"}
+    study["settings"].insert(2, twelve | {"label": "16 x 16 cells (12 asked)"})
+    for part in ("results", "differences", "cost"):
+        study[part]["coarse-12"] = study[part].get("coarse-16", {})
+    study["published"]["coarse-12"] = {"score": {"w1": {"mean": {"value": 0.03, "lowest": 0.02, "highest": 0.04}}}}
+    return study
+
+
+def test_settings_that_the_grid_makes_one_count_once(tmp_path):
+    study = with_replaced()
+    assert markdown(study).split("### Findings")[0] == markdown(made()).split("### Findings")[0]
+    study["cost"] |= {name: {"score": 3600.0} for name in ("coarse-12", "coarse-16")}
+    once = made()
+    once["cost"]["coarse-16"] = {"score": 3600.0}
+    first = [re.search('<div class="cards">.*', write(tmp_path, each).read_text())[0] for each in (study, once)]
+    assert first[0] == first[1]
+
+
+def test_a_curve_has_its_point_at_the_factor_in_use():
+    figure = figures.curves(with_replaced(), "cells a block", "w1")
+    drawn = lines(figure)
+    assert list(drawn[SYSTEMS["score"]].get_xdata()) == [4, 8, 16]
+    assert list(drawn[f"{SYSTEMS['score']}, published"].get_xdata()) == [4, 8, 12], "theirs at the factor of theirs"
+    assert figure.axes[0].get_xlabel() == "cells a block (16 in place of 12, 15)"
+    assert list(figure.axes[0].get_xticks()) == [4, 8, 16]
+
+
+def test_another_factor_is_not_held_against_what_was_published():
+    rows = dict(tables.published(with_replaced(), "w1").rows)
+    assert [each.text for each in rows[f"16 x 16 cells (12 asked), {SYSTEMS['score']}"]][1:] == [
+        "0.030",
+        "at another factor",
+    ]
 
 
 def lines(figure):
@@ -293,7 +359,7 @@ def test_a_case_is_reached_from_the_page(tmp_path, monkeypatch):
 def test_markdown_has_the_tables_with_their_signs():
     text = markdown(made())
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 1 + 2 * len(SCORES) + 1
+    assert len(blocks) == 1 + 2 * len(SCORES) + 1 + 1
     for block in blocks:
         assert len({line.count("|") for line in block}) == 1, "every row has as many cells"
     assert "| block means of 8 x 8 cells | **0.81** (0.79 to 0.83) | 0.97 (0.94 to 1.00) |" in text
@@ -301,6 +367,35 @@ def test_markdown_has_the_tables_with_their_signs():
     assert not re.search(r"\| [+-]\d", text.split("### CRPS")[1]), "a difference without a sign"
     assert f"| one point in 4, noise of 2 std | {DASH} | {DASH} | {DASH} | {DASH} |" in text
     assert "| Other modalities help at 4 x 4 | cannot be told |" in text
+
+
+def test_markdown_has_what_was_published_and_what_was_replaced():
+    text = markdown(made())
+    ours = f"| block means of 4 x 4 cells, {SYSTEMS['score']} | 0.017 (0.016 to 0.018) "
+    assert f"{ours}| 0.014 (0.012 to 0.020) | in its range |" in text.split("### Beside what was published")[1]
+    assert "* block means of 16 x 16 cells: the grid has no 15 x 15 blocks." in text
+    study = made()
+    study["published"] = {}
+    assert "published" not in markdown(study)
+
+
+def test_results_are_those_of_the_studies_and_not_of_their_trials(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text("as it was")
+
+    def made(*names):
+        for name in names:
+            (tmp_path / f"runs/studies/{name}").mkdir(parents=True)
+            (tmp_path / f"runs/studies/{name}/results.md").write_text(f"## {name}\n")
+        command = ["make", "-f", str(Path(__file__).parents[1] / "Makefile"), "results"]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return found.returncode == 0, found.stderr, (tmp_path / "docs/results.md").read_text()
+
+    went, said, text = made("fair-quick")
+    assert not went and text == "as it was" and "no study was run here" in said
+    went, _, text = made("paper", "fair")
+    assert went and text.startswith("# Results") and text.endswith("## fair\n## paper\n")
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["results.md"]
 
 
 def test_names_are_text_not_html(tmp_path):
@@ -326,5 +421,15 @@ def test_the_record_is_one_artifact_of_page_tables_and_figures(folder, monkeypat
 
 
 def test_a_disabled_record_leaves_nothing(tmp_path):
-    log_to_wandb(tmp_path, made(), "disabled", "studies")
+    log_once(tmp_path, made(), "disabled", "studies")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_results_are_logged_once(tmp_path, monkeypatch):
+    """Whichever of the programs that share the folder comes last."""
+    logged = []
+    monkeypatch.setattr("sample.study.record.log_to_wandb", lambda *given: logged.append(given))
+    for results in ("{}", "{}", '{"more": 1}'):
+        (tmp_path / "results.json").write_text(results)
+        log_once(tmp_path, made(), "offline", "studies")
+    assert len(logged) == 2

@@ -76,18 +76,34 @@ def row(assimilated):
     return place | {"season": "all", "known": 7, "rank_shares": [None, None]} | values
 
 
-def test_observations_are_told_by_what_may_be_believed_of_them():
+def test_observations_are_told_by_what_may_be_believed_of_them(tmp_path):
     """Withheld ones are judged by spread and error; a number that is not known is a dash; no ranks, no figure."""
     sure = [{"modality": "rain", "assimilated": True, "o_minus_a_std": [0.125, 0.375]}]
     bands = [row(True) | {"band": "30S-30N"}]
-    given = {"groups": [row(True), row(False), *bands], "confidence": {"of": sure}}
+    counts = {"rain": {"rows": 9, "assimilated": 5, "withheld": 4, "unknown": 2, "rejected": 3}}
+    counts["snow"] = {name: number for name, number in counts["rain"].items() if name != "rejected"}
+    given = {"groups": [row(True), row(False), *bands], "confidence": {"of": sure}, "counts": counts, "members": 8}
     told = {"departures": given, "background": {"rain": "climatology of the day"}}
-    text = observed({"analysis": told, "analysis-without-olr": {"product": "latent", "background": {}}})
-    first, second = re.findall(r"<table>.*?</table>", text)
+    text = observed(tmp_path, {"analysis": told, "analysis-without-olr": {"product": "latent", "background": {}}})
+    first, second, third = re.findall(r"<table>.*?</table>", text)
     assert "<td>-</td>" in first and "0.12 to 0.38" in first and "spread-error" not in first
+    assert "<th>rain</th><td>5</td><td>4</td><td>2</td><td>3</td>" in third
+    assert "<th>snow</th><td>5</td><td>4</td><td>2</td><td>-</td>" in third, "of a grid nobody knows"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f"analysis-departures-bands.{kind}" for kind in ("png", "svg")
+    ]
     assert "spread-error ratio" in second and "O - B" not in second
     assert "Rank of the observations" not in text and "climatology of the day" in text
     assert "without" not in text, "it has no observation in physical units"
-    both = observed({"analysis": told, "analysis-without-rain": told})
+    both = observed(tmp_path, {"analysis": told, "analysis-without-rain": told})
     assert [name for name in re.findall("<h3>(.*?)</h3>", both)] == ["analysis", "analysis without rain"]
-    assert observed({"analysis": {"product": "analysis.zarr", "background": {}}}) == ""
+    assert observed(tmp_path, {"analysis": {"product": "analysis.zarr", "background": {}}}) == ""
+
+
+def test_withheld_observations_say_nothing_of_the_spread_of_one_member(tmp_path):
+    given = {"groups": [row(False), row(False) | {"band": "30S-30N"}], "confidence": {"of": []}, "counts": {}}
+    for members, absent in ((8, False), (1, True)):
+        told = {"departures": given | {"members": members}, "background": {}}
+        text = observed(tmp_path, {"analysis": told}).lower()
+        assert all((words not in text) is absent for words in ("chi-square with spread", "spread-error", "reliable"))
+        assert "crps" in text and "o - a, std" in text

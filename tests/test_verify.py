@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 from scipy.stats import wasserstein_distance
+from test_report import Page
 
 from sample.case import open_case
 from sample.config import PeriodConfig, SampleConfig, VerifyConfig
@@ -21,7 +22,7 @@ from sample.verify import verify
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Operator, write_observations
+from slams.contracts.observations import Gridded, Operator, open_observations, write_observations
 from slams.model import ModelConfig, build
 from slams.rng import generator
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
@@ -79,9 +80,10 @@ def write_observed(folder):
     write_observations(folder, SPEC, DAYS, observed, {"config": {}})
 
 
-def write_product(path, offsets, days=CASES, spec=SPEC, finished=True):
+def write_product(path, offsets, days=CASES, spec=SPEC, finished=True, **made_of):
     """Members = truth + offset, larger by the level's number: at level c the error is (c + 1) times the offset."""
-    product = analysis.create(path, spec, days, len(offsets), {"config": {"score_sha256": "5c0e"}, "prior": "flat"})
+    attributes = {"config": {"score_sha256": "5c0e", **made_of}, "prior": "flat"}
+    product = analysis.create(path, spec, days, len(offsets), attributes)
     x = truth(DAYS)[np.searchsorted(DAYS, days)]
     scale = np.array([1, 2, 3, 1, 1])[:, None, None]
     members = np.stack([x + offset * scale for offset in offsets])
@@ -178,8 +180,11 @@ def test_the_page_stands_alone(verified):
     cost = "Withholding olr changes the RMSE by +1.000 K"
     for said in ("RMSE of 2.00 K", cost, "does not beat", "5c0e", "bootstrap: 50"):
         assert said in text, said
-    for name in ("maps.png", "profiles.png"):
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    names = {path.stem for path in folder.glob("*.png")}
+    assert {"maps", "profiles", "others"} < names and len(names) == page.count("<figure>")
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
 
 
 def test_the_table_and_where_the_page_is_are_printed(verified):
@@ -345,6 +350,30 @@ def test_one_member_has_no_spread(config, tmp_path):
     assert scores["systems"]["analysis"]["crps"] == scores["systems"]["analysis"]["rmse"] == levels(1, 2, 3)
     assert scores["systems"]["analysis"]["spread_skill"] == levels(0, 0, 0)
     assert "interval" not in scores["confidence"]["systems"]["analysis"]["rmse"], "one date cannot say how sure it is"
+    page = (tmp_path / "single" / "verify" / "report.html").read_text()
+    assert page.count("One member has no spread") == 1
+    shown = re.sub(r"<p class.*?</p>|<details>.*?</details>|<style>.*?</style>", "", page, flags=re.DOTALL).lower()
+    for absent in ("spread", "rank", "reliable"):
+        assert absent not in shown, absent
+    assert not (tmp_path / "single" / "verify" / "ranks.png").exists()
+
+
+def test_every_number_of_the_page_has_its_interval(verified):
+    scores, _, folder = verified
+    page = Page((folder / "report.html").read_text())
+
+    def cell(table, system, score, form, level="mean"):
+        value = table["systems"][system][score][level]
+        low, high = table["intervals"][system][score][level]
+        return f"{value:{form}}{low:{form}} to {high:{form}}"
+
+    state, by_level, olr = ([row[1:] for row in page.rows if row[0] == "analysis" and len(row) == n] for n in (6, 4, 3))
+    told = {"rmse": ".2f", "crps": ".2f", "spread_skill": ".2f", "bias": "+.3f", "w1": ".3f"}
+    assert state == [[cell(scores, "analysis", score, form) for score, form in told.items()]]
+    for row, score in zip(by_level, ("rmse", "crps", "spread_skill"), strict=True):
+        assert row == [cell(scores, "analysis", score, ".2f", level) for level in ("100", "500", "850")]
+    assert [cell(scores["other_modalities"]["olr"], "analysis", score, ".2f") for score in ("rmse", "crps")] in olr
+    assert [row[3] for row in page.rows if row[0] == "climatology" and len(row) == 6] == ["-"]
 
 
 def test_an_archive_standardised_by_single_numbers_still_has_a_climatology(config, tmp_path):
@@ -426,6 +455,18 @@ def test_other_units_are_refused(config, tmp_path):
     refused(config, "levels or units of temperature are not those of")
 
 
+def test_other_observations_than_were_assimilated_are_refused(config, tmp_path):
+    """The baselines would have been given others than the analysis."""
+    given = open_observations(config.observations).checksum
+    write_product(tmp_path / "run" / "analysis-without-olr.zarr", OFFSETS, observations_sha256=given)
+    assert set(open_case(config).products) == {"analysis", "analysis-without-olr"}
+    x = truth(DAYS)[:, :3]
+    seen = Gridded("temperature", Operator("subsample", 1), x + 1, np.ones_like(x), x > 0)
+    write_observations(tmp_path / "other.zarr", SPEC, DAYS, [seen], {"config": {}})
+    match = "other.zarr: is not what was assimilated in .*analysis-without-olr.zarr; give that set"
+    refused(replace(config, observations=str(tmp_path / "other.zarr")), match)
+
+
 def test_a_hole_in_the_product_is_refused(config, tmp_path):
     config = replace(config, folder=str(tmp_path / "holed"))
     write_product(tmp_path / "holed" / "analysis.zarr", [0.0, 1.0])
@@ -475,3 +516,23 @@ def test_a_member_that_could_not_be_drawn_is_left_out(config, tmp_path):
         write_product(tmp_path / name / "analysis.zarr", offsets)
         found.append(verify(replace(config, folder=str(tmp_path / name)))["systems"]["analysis"])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("chunk", [2, 16])
+def test_members_that_are_missing_on_the_last_date_take_no_interval_away(config, tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("sample.tally.CHUNK_DAYS", chunk)
+    config = replace(config, folder=str(tmp_path / "lost"))
+    product = analysis.create(tmp_path / "lost" / "analysis.zarr", SPEC, CASES, 3, {"config": {}})
+    x = truth(DAYS)[np.searchsorted(DAYS, CASES)]
+    members = np.stack([x + offset for offset in OFFSETS])
+    members[1:, -1] = np.nan
+    product.write(np.arange(3), np.arange(len(CASES)), members)
+    product.finish()
+    scores = verify(config)
+    assert scores["ensemble_size"]["analysis"] == 3 and scores["ensemble_size"]["climatology"] == 1
+    assert set(scores["intervals"]["analysis"]["spread_skill"]) == {"100", "500", "850", "mean"}
+
+
+def test_sums_are_of_double_precision(config):
+    found = tallied(open_case(config)).sums.found
+    assert {total.dtype for total, _ in found.values()} == {np.dtype(np.float64)}

@@ -28,7 +28,7 @@ class SettingConfig:
     Arguments:
         group: settings of one group lie on one curve.
         value: where on it.
-        label: in words.
+        label: in words; ``{factor}`` stands for the factor in use.
         factor: cells a block or a gap, as the study's question has it; one that does not divide the grid is replaced
             by the nearest that does, of two the larger, and the tables say so. It fills ``{factor}``.
         fills: what fills the other ``{...}`` of the systems' `observe`, beside the study's own `fills`.
@@ -68,16 +68,17 @@ class FindingConfig:
     Arguments:
         claim: in words.
         kind: ``better``: the first system has the smaller score in each of the settings; ``crossover``: along the
-            group, the first system is better before and the second after, and the change lies within `between`.
+            group, the first system is better before and the second after, and the change lies within `between`;
+            ``steadier``: from one end of the group to the other, the first system's score grows by the smaller factor.
         systems: the first and the second.
         settings: of ``better``.
-        group, between: of ``crossover``; between two values of the group.
+        group, between: of ``crossover`` and ``steadier``; between two values of the group.
         levels_hpa: means over these; empty = over all.
     """
 
     claim: str
     systems: list[str]
-    kind: Literal["better", "crossover"] = "better"
+    kind: Literal["better", "crossover", "steadier"] = "better"
     settings: list[str] = field(default_factory=list)
     group: str = ""
     between: list[float] = field(default_factory=list)
@@ -90,6 +91,8 @@ class FindingConfig:
             raise ValueError("findings.settings: [] is not allowed; at least one name")
         if self.kind == "crossover" and (not self.group or len(self.between) != 2):
             raise ValueError(f"findings.group, between: {self.group!r}, {self.between}; a group and two of its values")
+        if self.kind == "steadier" and not self.group:
+            raise ValueError("findings.group: '' is not allowed; a group of settings")
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class StudyConfig:
         findings: claims to be held against the scores.
         only_settings, only_systems: leave the others out; empty = all.
         quick: what to change in this file for a trial of minutes, as words ``key.path=value``.
-        wandb: where page, tables and figures are logged, as one artifact; ``offline`` keeps the record in the folder.
+        wandb: where page, tables and figures are logged, as one artifact, when all cases have run; ``offline`` keeps
+            the record in the folder.
         project: its name on wandb.
     """
 
@@ -163,15 +167,16 @@ class StudyConfig:
             raise ValueError("scores, settings: [] is not allowed; at least one of each")
         if self.findings and KINDS[self.scores[0]][2] != "low":
             raise ValueError(f"scores: {self.scores[0]} stands first, and findings need one whose best value is low")
-        self._check_crossovers()
-
-    def _check_crossovers(self) -> None:
         for finding in self.findings:
-            if finding.kind == "crossover":
-                values = sorted(s.value for s in self.settings.values() if s.group == finding.group)
-                neighbours = [list(pair) for pair in zip(values, values[1:], strict=False)]
-                if finding.between not in neighbours:
-                    raise ValueError(f"findings.between: {finding.between}; two neighbours of {values} are needed")
+            self._check_curve(finding)
+
+    def _check_curve(self, finding: FindingConfig) -> None:
+        values = sorted(s.value for s in self.settings.values() if s.group == finding.group)
+        neighbours = [list(pair) for pair in zip(values, values[1:], strict=False)]
+        if finding.kind == "crossover" and finding.between not in neighbours:
+            raise ValueError(f"findings.between: {finding.between}; two neighbours of {values} are needed")
+        if finding.kind == "steadier" and not neighbours:
+            raise ValueError(f"findings.group: {finding.group!r} has {len(values)} settings; at least two are needed")
 
     @staticmethod
     def _known(where: str, names: list[str], known: dict[str, object]) -> None:

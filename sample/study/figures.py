@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from sample.figures import pressure_axis
-from sample.study.tables import Study, entry, label, title
+from sample.study.tables import Study, distinct, entry, label, title
 from sample.verdicts import BEST
 from slams.page import FIGURE_STYLE, MUTED
 
@@ -39,7 +39,7 @@ LOG_FROM = 4.0  # values that span more than this factor stand on a logarithmic 
 
 def groups(study: Study) -> list[str]:
     """Groups of at least two settings, which make a curve."""
-    names = [setting["group"] for setting in study["settings"]]
+    names = [setting["group"] for setting in distinct(study)]
     return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
@@ -47,7 +47,7 @@ def chosen(study: Study) -> list[str]:
     """Settings whose profiles are shown: the first and the last of each group that has any, three at most."""
     ends = []
     for group in dict.fromkeys(setting["group"] for setting in study["settings"]):
-        names = [s["name"] for s in study["settings"] if s["group"] == group and study["results"].get(s["name"])]
+        names = [s["name"] for s in distinct(study) if s["group"] == group and study["results"].get(s["name"])]
         ends += [names[:1], names[-1:]]
     return list(dict.fromkeys(name for pair in ends for name in pair))[:3]
 
@@ -55,10 +55,11 @@ def chosen(study: Study) -> list[str]:
 def curves(study: Study, group: str, score: str) -> Figure | None:
     """A score, mean over the levels, against the value of a group's settings, with 95 % intervals.
 
-    Published values stand beside ours as open markers, with the range of their runs. None where fewer
-    than two settings have a value.
+    Each stands at the factor in use. Published values stand beside ours as open markers, at the factor of theirs, with
+    the range of their runs. None where fewer than two settings have a value.
     """
-    settings = sorted((s for s in study["settings"] if s["group"] == group), key=lambda each: each["value"])
+    asked = [setting for setting in study["settings"] if setting["group"] == group]
+    settings = sorted((s for s in distinct(study) if s["group"] == group), key=lambda each: each["at"])
     known = [any(entry(study, "results", s["name"], name, score) for name in study["systems"]) for s in settings]
     if sum(known) < 2:
         return None
@@ -68,8 +69,8 @@ def curves(study: Study, group: str, score: str) -> Figure | None:
         for system in study["systems"]:
             _curve(axes, study, settings, system, score)
         for system in study["systems"]:
-            _published(axes, study, settings, system, score)
-        _value_axis(axes, [setting["value"] for setting in settings], group)
+            _published(axes, study, asked, system, score)
+        _value_axis(axes, [setting["at"] for setting in settings], _along(group, asked))
         _score_axis(axes.axhline, axes.set_ylim, study, score)
         axes.set_title(title(study, score))
         _finished(figure, axes)
@@ -77,7 +78,7 @@ def curves(study: Study, group: str, score: str) -> Figure | None:
 
 
 def _curve(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str, score: str) -> None:
-    found = [(s["value"], entry(study, "results", s["name"], system, score)) for s in settings]
+    found = [(s["at"], entry(study, "results", s["name"], system, score)) for s in settings]
     known = [(x, each) for x, each in found if each is not None]
     if not known:
         return
@@ -99,8 +100,9 @@ def _published(axes: Axes, study: Study, settings: list[dict[str, Any]], system:
     beside = offset_copy(axes.transData, axes.figure, x=PUBLISHED_SHIFT, units="points")
     style: dict[str, Any] = {"color": colour, "transform": beside}
     for x, each in known:
-        axes.plot([x, x], [each["lowest"], each["highest"]], lw=0.9, **style)
-        axes.update_datalim([(x, each["lowest"]), (x, each["highest"])])  # which a shifted line does not
+        between = [each.get("lowest", each["value"]), each.get("highest", each["value"])]
+        axes.plot([x, x], between, lw=0.9, **style)
+        axes.update_datalim([(x, y) for y in between])  # which a shifted line does not
     if known:
         x, values = [x for x, _ in known], [each["value"] for _, each in known]
         name = f"{label(study, system)}, published"
@@ -145,13 +147,23 @@ def _style(study: Study, system: str) -> tuple[str, str, str]:
     return STYLES[others.index(system) % len(STYLES)]
 
 
-def _value_axis(axes: Axes, values: list[float], group: str) -> None:
+def _along(group: str, settings: list[dict[str, Any]]) -> str:
+    """The name of the axis, with what stands for what."""
+    instead: dict[float, list[str]] = {}
+    for setting in settings:
+        if setting["at"] != setting["value"]:
+            instead.setdefault(setting["at"], []).append(f"{setting['value']:g}")
+    told = "; ".join(f"{at:g} in place of {', '.join(values)}" for at, values in instead.items())
+    return f"{group} ({told})" if told else group
+
+
+def _value_axis(axes: Axes, values: list[float], name: str) -> None:
     if min(values) > 0 and max(values) / min(values) > LOG_FROM:
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(values))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(group)
+    axes.set_xlabel(name)
     axes.margins(x=0.08)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sample.study.config import FindingConfig, StudyConfig
 from sample.study.scored import Scored
+from sample.study.settings import place
 from slams.contracts.envelope import ContractError
 from slams.uncertainty import Estimate
 
@@ -24,8 +25,7 @@ def findings(config: StudyConfig, scored: Scored, factors: dict[str, int]) -> li
 
 
 def _judged(finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]) -> dict[str, Any]:
-    judge = _better if finding.kind == "better" else _crossover
-    holds, evidence = judge(finding, config, scored)
+    holds, evidence = JUDGES[finding.kind](finding, config, scored, factors)
     replaced = [name for name in _settings(finding, config) if factors[name] != config.settings[name].factor]
     if finding.kind == "crossover" and replaced:  # where it lies is the claim
         holds = None
@@ -41,20 +41,31 @@ def _settings(finding: FindingConfig, config: StudyConfig) -> list[str]:
     return sorted(of_group, key=lambda name: of_group[name])
 
 
+def _curve(finding: FindingConfig, config: StudyConfig, factors: dict[str, int]) -> dict[float, str]:
+    """A setting for each place on the curve of the finding's group, in order; settings of one factor are one place."""
+    at = {place(config.settings[name], factors[name]): name for name in _settings(finding, config)}
+    return {value: at[value] for value in sorted(at)}
+
+
 def _gap(finding: FindingConfig, config: StudyConfig, scored: Scored, setting: str) -> Estimate | None:
     """First system minus second, mean over the finding's levels, as the only channel; none if one is missing."""
     one, other = (scored.estimate(setting, system, config.scores[0]) for system in finding.systems)
     if one is None or other is None:
         return None
-    gap, n = one.minus(other), len(scored.levels_hpa)
+    return _over_levels(finding, scored, one.minus(other))
+
+
+def _over_levels(finding: FindingConfig, scored: Scored, each: Estimate) -> Estimate | None:
+    """The mean over the finding's levels as the only channel; none of a score that is not of levels."""
+    n = len(scored.levels_hpa)
     unknown = set(finding.levels_hpa) - set(scored.levels_hpa)
     if unknown:
         raise ContractError(f"findings.levels_hpa: {sorted(unknown)} are not among {scored.levels_hpa}")
     chosen = [i for i, level in enumerate(scored.levels_hpa) if level in (finding.levels_hpa or scored.levels_hpa)]
-    if len(gap.value) != n + 1 or not chosen:
+    if len(each.value) != n + 1 or not chosen:
         return None
-    value, drawn = gap.value[chosen].mean(keepdims=True), gap.drawn[:, chosen].mean(axis=1, keepdims=True)
-    return Estimate(value, drawn, np.array([gap.known[chosen].all()]))
+    value, drawn = each.value[chosen].mean(keepdims=True), each.drawn[:, chosen].mean(axis=1, keepdims=True)
+    return Estimate(value, drawn, np.array([each.known[chosen].all()]))
 
 
 def _told(gap: Estimate) -> str:
@@ -65,7 +76,9 @@ def _told(gap: Estimate) -> str:
     return f"{text} ({interval[0]:+.3f} to {interval[1]:+.3f})" + ("" if gap.significant(ONLY) else ", not told from 0")
 
 
-def _better(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tuple[bool | None, str]:
+def _better(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]
+) -> tuple[bool | None, str]:
     """It holds if each difference is below 0 beyond doubt, and does not if one is above 0 beyond doubt."""
     gaps = {setting: _gap(finding, config, scored, setting) for setting in finding.settings}
     told = "; ".join(f"{setting} {'not run' if gap is None else _told(gap)}" for setting, gap in gaps.items())
@@ -76,9 +89,11 @@ def _better(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tupl
     return (True if sure else None), evidence
 
 
-def _crossover(finding: FindingConfig, config: StudyConfig, scored: Scored) -> tuple[bool | None, str]:
+def _crossover(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]
+) -> tuple[bool | None, str]:
     """It holds if the first is better beyond doubt up to the lower value and the second from the upper one on."""
-    gaps = {config.settings[n].value: _gap(finding, config, scored, n) for n in _settings(finding, config)}
+    gaps = {at: _gap(finding, config, scored, name) for at, name in _curve(finding, config, factors).items()}
     told = "; ".join(f"{value:g}: {'not run' if gap is None else _told(gap)}" for value, gap in gaps.items())
     evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
     signs = []
@@ -89,3 +104,32 @@ def _crossover(finding: FindingConfig, config: StudyConfig, scored: Scored) -> t
     if any(sign < 0 for sign in signs):
         return False, evidence
     return (True if all(sign > 0 for sign in signs) else None), evidence
+
+
+def _steadier(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, factors: dict[str, int]
+) -> tuple[bool | None, str]:
+    """It holds if the first system's growth is below the second's beyond doubt, and does not if it is above."""
+    (first, start), *_, (last, end) = _curve(finding, config, factors).items()
+    growths = [_growth(finding, config, scored, system, start, end) for system in finding.systems]
+    of = f"{config.scores[0]} at {last:g} over that at {first:g}"
+    if growths[0] is None or growths[1] is None:
+        return None, f"{of}: not run"
+    gap = growths[0].minus(growths[1])
+    told = ", ".join(f"{name} {each.value[ONLY]:.2f}" for name, each in zip(finding.systems, growths, strict=True))
+    return (bool(gap.value[ONLY] < 0) if gap.significant(ONLY) else None), f"{of}: {told}; difference {_told(gap)}"
+
+
+def _growth(
+    finding: FindingConfig, config: StudyConfig, scored: Scored, system: str, start: str, end: str
+) -> Estimate | None:
+    """The score in one setting over that in another, on the same dates; none if one is missing."""
+    found = [scored.estimate(setting, system, config.scores[0]) for setting in (start, end)]
+    first, last = (None if each is None else _over_levels(finding, scored, each) for each in found)
+    if first is None or last is None:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a score of 0 there is no growth
+        return Estimate(last.value / first.value, last.drawn / first.drawn, first.known & last.known)
+
+
+JUDGES = {"better": _better, "crossover": _crossover, "steadier": _steadier}

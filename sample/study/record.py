@@ -12,16 +12,32 @@ import wandb
 from sample.study.report import CSV, FIGURES, JSON, PAGE, slug
 from sample.study.tables import Study
 from slams.config import ConfigError
+from slams.contracts.envelope import read_json, sha256, write_json
+
+LOGGED = "marks/logged.json"
 
 
-def log_to_wandb(folder: Path, study: Study, mode: Literal["online", "offline", "disabled"], project: str) -> None:
-    """Log page, tables and figures of a study that is written as one artifact, and page and table to look at.
+def log_once(folder: Path, study: Study, mode: Literal["online", "offline", "disabled"], project: str) -> None:
+    """Log a study that is written, unless these very results were logged before, by this program or another.
 
     Raises:
         ConfigError: online is not possible here.
     """
     if mode == "disabled":
         return
+    mark, found = folder / LOGGED, {"results_sha256": sha256(folder / JSON), "mode": mode}
+    if mark.is_file() and read_json(mark, "what was logged") == found:
+        return
+    log_to_wandb(folder, study, mode, project)
+    write_json(mark, found)
+
+
+def log_to_wandb(folder: Path, study: Study, mode: Literal["online", "offline"], project: str) -> None:
+    """Log page, tables and figures of a study that is written as one artifact, and page and table to look at.
+
+    Raises:
+        ConfigError: online is not possible here.
+    """
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         os.environ.setdefault(name, str((folder / "wandb").resolve()))
     about: dict[str, Any] = {name: study[name] for name in ("title", "question", "rerun", "provenance")}

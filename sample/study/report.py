@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import json
 import os
 import re
@@ -11,9 +12,9 @@ from pathlib import Path
 
 from sample.study import figures, tables
 from sample.study.tables import Cell, Study, Table, label, title
-from sample.study.words import COST_WORDS, NOT_THERE, meanings, score_words, standings
+from sample.study.words import COST_WORDS, NOT_THERE, PUBLISHED_WORDS, meanings, notes, score_words, standings
 from sample.verdicts import BEST
-from slams.contracts.envelope import write_json
+from slams.contracts.envelope import write_json, write_text
 from slams.page import cards, difference, document, figure, legend, table
 
 PAGE, CSV, JSON, FIGURES = "report.html", "results.csv", "results.json", "figures"
@@ -33,14 +34,17 @@ def write(folder: Path, study: Study) -> Path:
     study = json.loads(json.dumps(study))  # levels are text from here on
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
     write_json(folder / JSON, study)
-    with (folder / CSV).open("w", newline="") as file:
-        writer = csv.DictWriter(file, tables.COLUMNS)
-        writer.writeheader()
-        writer.writerows(tables.records(study))
-    page, aside = folder / PAGE, folder / f"{PAGE}.partial"
-    aside.write_text(document(study["title"], _body(folder, study)), encoding="utf-8")
-    aside.replace(page)
-    return page
+    write_text(folder / CSV, _csv(study))
+    write_text(folder / PAGE, document(study["title"], _body(folder, study)))
+    return folder / PAGE
+
+
+def _csv(study: Study) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, tables.COLUMNS)
+    writer.writeheader()
+    writer.writerows(tables.records(study))
+    return text.getvalue()
 
 
 def _body(folder: Path, study: Study) -> str:
@@ -87,10 +91,11 @@ def _subtitle(study: Study) -> str:
 
 def _cards(study: Study) -> str:
     """The numbers to see first."""
-    run = sum(bool(found.get(name)) for found in study["results"].values() for name in study["systems"])
+    names = [setting["name"] for setting in tables.distinct(study)]
+    run = sum(bool(study["results"].get(setting, {}).get(name)) for setting in names for name in study["systems"])
     hold = [each["holds"] for each in study["findings"]]
-    seconds = sum(spent for by_system in study["cost"].values() for spent in by_system.values())
-    shown = [(f"{run} of {len(study['settings']) * len(study['systems'])}", "settings and systems scored")]
+    seconds = sum(spent for setting in names for spent in study["cost"].get(setting, {}).values())
+    shown = [(f"{run} of {len(names) * len(study['systems'])}", "settings and systems scored")]
     if hold:
         shown.append((f"{hold.count(True)} of {len(hold)}", "findings hold"))
     return cards([*shown, (f"{len(study['dates'])}", "dates"), (tables.duration(seconds), "processor time")])
@@ -140,8 +145,7 @@ def _score(study: Study, score: str) -> str:
 
 def _notes(study: Study) -> str:
     """What the settings say of themselves."""
-    told = [(s["label"], s["note"]) for s in study["settings"] if s.get("note")]
-    items = "".join(f"<li>{html.escape(name)}: {html.escape(note)}</li>" for name, note in told)
+    items = "".join(f"<li>{html.escape(words)}</li>" for words in notes(study))
     return f'<ul class="muted">{items}</ul>' if items else ""
 
 
@@ -149,8 +153,7 @@ def _published(study: Study, score: str) -> str:
     found = tables.published(study, score)
     if not found.rows:
         return ""
-    words = "Below ours the 95 % interval over dates; below theirs the lowest and highest of the published runs."
-    return f"<h3>{html.escape(title(study, score))}</h3>{_table(found)}{_muted(words)}"
+    return f"<h3>{html.escape(title(study, score))}</h3>{_table(found)}{_muted(PUBLISHED_WORDS)}"
 
 
 def _curves(folder: Path, study: Study, group: str) -> str:
@@ -182,14 +185,17 @@ def slug(*words: str) -> str:
 
 
 def _provenance(study: Study) -> str:
-    told = html.escape(
-        json.dumps({"dates": study["dates"], "members": study["members"], **study["provenance"]}, indent=1)
-    )
+    told = json.dumps({"dates": study["dates"], "members": study["members"], **study["provenance"]}, indent=1)
     return (
         f"<p>To make this again, going on where it stopped: <code>{html.escape(study['rerun'])}</code></p>"
         f"<p>Every number of this page, and those by level: {CSV} and {JSON} beside it; figures as PNG and SVG.</p>"
-        f"<details><summary>Versions, dates and members</summary><pre>{told}</pre></details>"
+        f"{_folded('Configuration of the study', study['config'])}{_folded('Versions, dates and members', told)}"
+        f"{_folded('Commits and checksums of each case', json.dumps(study['origins'], indent=1))}"
     )
+
+
+def _folded(name: str, text: str) -> str:
+    return f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 # ---- tables

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from sample.study.config import KINDS, SettingConfig, StudyConfig
+from sample.study import settings
+from sample.study.config import KINDS, StudyConfig
 from sample.study.findings import findings
 from sample.study.plan import Plan
 from sample.study.scored import Scored, gathered
+from slams.config import to_yaml
 from slams.contracts.envelope import ContractError, provenance, read_json
 from slams.uncertainty import Estimate
 
@@ -22,16 +24,18 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
 
     Returns:
         ``results`` {setting: {system: {score: {level or "mean": {value, interval}}}}} and ``differences`` to the
-        reference alike, with ``significant``; ``published``, ``findings``, ``cost``, and what names them all.
+        reference alike, with ``significant``; ``published``, ``findings``, ``cost``; ``config``, the study's own as
+        YAML; ``origins``, who made what of each case; and what names them all.
 
     Raises:
         ContractError: see `gathered` and `published_scores`.
     """
     scored = gathered(config, plan)
-    settings = _by_curve(config)
+    told = settings.told(config, plan.factors)
+    names = [setting["name"] for setting in told]
     systems = [name for name in config.systems if name in (config.reference, *(case[1] for case in config.cases))]
     systems += config.baselines
-    results, differences = _tables(config, scored, settings, systems)
+    results, differences = _tables(config, scored, names, systems)
     return {
         "title": config.title,
         "question": config.question,
@@ -40,7 +44,7 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "levels_hpa": scored.levels_hpa,
         "systems": {name: {"label": _label(config, name)} for name in systems},
         "reference": config.reference,
-        "settings": [_setting(name, config.settings[name], plan.factors[name]) for name in settings],
+        "settings": told,
         "scores": {score: _kind(score, scored.units) for score in config.scores},
         "first_score": config.scores[0],
         "results": results,
@@ -50,25 +54,20 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "dates": scored.time.astype(str).tolist(),
         "members": scored.members,
         "cost": _cost(config, plan),
-        "cases": {setting: _pages(config, plan, setting) for setting in settings},
+        "cases": {name: _pages(config, plan, name) for name in names},
         "provenance": provenance(),
+        "origins": {f"{setting}/{system}": origin for (setting, system), origin in scored.origins.items()},
+        "config": to_yaml(config),
         "rerun": rerun,
     }
 
 
-def _by_curve(config: StudyConfig) -> list[str]:
-    """The settings, those of a group together and along its curve."""
-    names = config.only_settings or list(config.settings)
-    groups = list(dict.fromkeys(config.settings[name].group for name in names))
-    return sorted(names, key=lambda n: (groups.index(config.settings[n].group), config.settings[n].value))
-
-
 def _tables(
-    config: StudyConfig, scored: Scored, settings: Sequence[str], systems: Sequence[str]
+    config: StudyConfig, scored: Scored, names: Sequence[str], systems: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     results: dict[str, Any] = {}
     differences: dict[str, Any] = {}
-    for setting in settings:
+    for setting in names:
         for system in systems:
             for score in config.scores:
                 own, rival = (scored.estimate(setting, name, score) for name in (system, config.reference))
@@ -99,11 +98,6 @@ def _label(config: StudyConfig, name: str) -> str:
     return config.systems[name].label if name in config.systems else name.replace("_", " ")
 
 
-def _setting(name: str, how: SettingConfig, factor: int) -> dict[str, Any]:
-    asked = f"{how.factor} does not divide the grid; {factor} in its place" if factor != how.factor else ""
-    return {"name": name, "group": how.group, "value": how.value, "label": how.label, "note": asked}
-
-
 def _kind(score: str, units: str) -> dict[str, str]:
     label, own, better = KINDS[score]
     return {"label": label, "units": own or units, "better": better}
@@ -130,8 +124,9 @@ def _pages(config: StudyConfig, plan: Plan, setting: str) -> dict[str, str]:
 def published_scores(path: str, levels_hpa: Sequence[int]) -> dict[str, Any]:
     """{setting: {system: {score: {level or "mean": {value, lowest, highest}}}}} from a table of runs.
 
-    The value is that of the run ``final``; lowest and highest are over all runs of the same protocol. The mean is over
-    the levels given, and left out where the table lacks one.
+    The value is that of the run ``final``; lowest and highest are over all runs of the same protocol, and left out
+    where there is one run alone, which has no range. The mean is over the levels given, and left out where the table
+    lacks one.
 
     Raises:
         ContractError: no such table, one of other columns, or a run without a level that the final one has.
@@ -153,13 +148,10 @@ def published_scores(path: str, levels_hpa: Sequence[int]) -> dict[str, Any]:
 
 def _ranged(by_run: dict[str, dict[str, float]], levels_hpa: Sequence[int]) -> dict[str, Any]:
     for levels in by_run.values():
-        if all(str(level) in levels for level in levels_hpa):
+        if levels_hpa and all(str(level) in levels for level in levels_hpa):
             levels["mean"] = float(np.mean([levels[str(level)] for level in levels_hpa]))
-    return {
-        level: {
-            "value": value,
-            "lowest": min(run[level] for run in by_run.values()),
-            "highest": max(run[level] for run in by_run.values()),
-        }
-        for level, value in by_run["final"].items()
-    }
+    found: dict[str, Any] = {}
+    for level, value in by_run["final"].items():
+        runs = [run[level] for run in by_run.values()]
+        found[level] = {"value": value} | ({"lowest": min(runs), "highest": max(runs)} if len(runs) > 1 else {})
+    return found

@@ -15,12 +15,12 @@ from sample.leave import AGAIN, Leave
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan, grid_shape, planned, preparations
 from sample.study.results import published_scores, study
-from sample.study.stages import Stage, complete
+from sample.study.stages import Stage, StageError, complete, locked
 from sample.study.words import markdown
 from slams.config import ConfigError, load, to_yaml
-from slams.contracts.envelope import ContractError
+from slams.contracts.envelope import ContractError, write_text
 
-RECORD = "results.md"
+RECORD, LOCK = "results.md", "page.lock"
 
 
 def main(arguments: list[str]) -> int:
@@ -45,13 +45,13 @@ def main(arguments: list[str]) -> int:
     if config.published:
         published_scores(config.published, ())
     try:
-        _complete(config, folder, words, arguments)
+        _complete(config, folder, words)
     except Leave:
         return AGAIN
     return 0
 
 
-def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, arguments: list[str]) -> None:
+def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace) -> None:
     complete(preparations(config), folder, 1, words.threads * words.processes)
     plan = planned(config, grid_shape(config))
     chosen = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
@@ -60,9 +60,13 @@ def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace, argu
     complete([stage for stage in plan.observe if stage.name in needed], folder, words.processes, words.threads)
     try:
         complete(wanted, folder, words.processes, words.threads, independent=True)
-    finally:
-        if any(stage.done(folder) for stage in plan.cases.values()):
-            sys.stdout.write(f"{_write(config, plan, arguments)}\n")
+    except (StageError, Leave):
+        try:
+            _write(config, plan, _rerun(words))
+        except (ValueError, RuntimeError, OSError) as error:  # the stage's own is the one to end with
+            sys.stderr.write(f"study: its page was not written: {error}\n")
+        raise
+    _write(config, plan, _rerun(words))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,15 +91,26 @@ def _load(words: argparse.Namespace) -> StudyConfig:
     return load(StudyConfig, words.config, [*quick, *words.overrides])
 
 
-def _write(config: StudyConfig, plan: Plan, arguments: list[str]) -> Path:
-    """Page, tables and record of what there is."""
-    folder, rerun = Path(config.folder), shlex.join(["python", "-m", "sample", "study", *arguments])
-    found = study(config, plan, rerun)
-    # by name: whoever only analyses needs no plotting library
-    page: Path = import_module("sample.study.report").write(folder, found)
-    (folder / RECORD).write_text(f"## {config.title}\n\n{config.question}\n\n{markdown(found)}")
-    import_module("sample.study.record").log_to_wandb(folder, found, config.wandb, config.project)
-    return page
+def _rerun(words: argparse.Namespace) -> str:
+    """The command that makes all of the tables, not the share of them that this program was asked for."""
+    return shlex.join(
+        ["python", "-m", "sample", "study", *(["--quick"] if words.quick else []), words.config, *words.overrides]
+    )
+
+
+def _write(config: StudyConfig, plan: Plan, rerun: str) -> None:
+    """Page, tables and record of what there is, if anything, by one program at a time."""
+    folder = Path(config.folder)
+    if not any(stage.done(folder) for stage in plan.cases.values()):
+        return
+    with locked(folder / LOCK):
+        found = study(config, plan, rerun)
+        # by name: whoever only analyses needs no plotting library
+        page = import_module("sample.study.report").write(folder, found)
+        write_text(folder / RECORD, f"## {config.title}\n\n{config.question}\n\n{markdown(found)}")
+        if all(stage.done(folder) for stage in plan.cases.values()):
+            import_module("sample.study.record").log_once(folder, found, config.wandb, config.project)
+    sys.stdout.write(f"{page}\n")
 
 
 def _told(config: StudyConfig) -> list[str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan
-from sample.sums import Sums, read_sums
+from sample.sums import OF_MEMBERS, Sums, read_sums
 from slams.contracts.envelope import ContractError, read_json
 from slams.rng import generator
 from slams.uncertainty import Bootstrap, Estimate
@@ -26,6 +27,8 @@ class Scored:
         sums: by setting and system, on the dates that all of them share.
         own: which system of its verification a system is: ``analysis``, or itself for a baseline.
         variable: the state.
+        members: of each system; a baseline that is not named is a single field.
+        origins: by setting and system, who made what of a case: commits and checksums.
     """
 
     time: np.ndarray
@@ -35,11 +38,15 @@ class Scored:
     levels_hpa: list[int]
     units: str
     members: dict[str, int]
+    origins: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, setting: str, system: str, score: str) -> Estimate | None:
-        """A score with its resamples, the same for all; none where a case is missing or does not have the score."""
+        """A score with its resamples, the same for all; none where a case is missing or does not have the score, as a
+        single field has no spread."""
         sums, own = self.sums.get((setting, system)), self.own[system]
         if sums is None or (own, self.variable, score) not in sums.found:
+            return None
+        if score in OF_MEMBERS and self.members.get(system, 1) == 1:
             return None
         bootstrap = Bootstrap(self.time, RESAMPLES, generator(0, "validation"))
         found = sums.estimate(bootstrap, own, self.variable, score)
@@ -74,4 +81,5 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     for name, told_by in config.baselines.items():
         found |= {(setting, name): found[setting, told_by] for setting, system in done if system == told_by}
     own = dict.fromkeys(config.systems, OWN) | {name: name for name in config.baselines}
-    return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members)
+    origins = {case: {k: v for k, v in told[case]["provenance"].items() if k != "config"} for case in done}
+    return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members, origins)

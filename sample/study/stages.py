@@ -141,7 +141,8 @@ class Jobs:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One program at a time, of all that share the folder; the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -176,7 +177,7 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
             if jobs.stopped or (failed and not independent):
                 return  # what failed may be what it stands on
             try:
-                with _locked(folder / MARKS / f"{stage.file}.lock"):
+                with locked(folder / MARKS / f"{stage.file}.lock"):
                     if not stage.done(folder):
                         stage.run(folder, threads, jobs)
                 told = "done"

@@ -21,7 +21,11 @@ MEAN = "mean"
 MISSING = "–"  # noqa: RUF001  a dash as wide as a digit
 FIELDS = ("value", "low", "high", "difference", "difference_low", "difference_high", "significant")
 PUBLISHED = ("published", "published_lowest", "published_highest")
-COLUMNS = ("setting", "group", "setting_value", "system", "score", "units", "level_hpa", *FIELDS, *PUBLISHED)
+COLUMNS = (
+    *("setting", "group", "setting_value", "factor", "system", "score", "units", "level_hpa"),
+    *FIELDS,
+    *PUBLISHED,
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,18 @@ def title(study: Study, score: str) -> str:
 
 
 def rivals(study: Study) -> list[str]:
-    """The systems but the reference."""
-    return [name for name in study["systems"] if name != study["reference"]]
+    """The systems but the reference, and but the autoencoder, which has seen the truth."""
+    return [name for name in study["systems"] if name not in (study["reference"], FLOOR)]
+
+
+def distinct(study: Study) -> list[dict[str, Any]]:
+    """The settings that ask for something of their own."""
+    return [setting for setting in study["settings"] if not setting["same_as"]]
+
+
+def replaced(setting: dict[str, Any]) -> bool:
+    """Whether another factor stands in the place of the one asked for."""
+    return bool(setting["factor"] != setting["asked"])
 
 
 # ---- tables
@@ -132,7 +146,7 @@ def published(study: Study, score: str) -> Table:
             theirs = entry(study, "published", setting["name"], system, score)
             if theirs is not None:
                 own = entry(study, "results", setting["name"], system, score)
-                cells = [_measured(own, digits), _ranged(theirs, digits), Cell(_where(own, theirs))]
+                cells = [_measured(own, digits), _ranged(theirs, digits), Cell(_where(setting, own, theirs))]
                 rows.append((f"{setting['label']}, {label(study, system)}", cells))
     return Table(["this study", "published", "this study lies"], rows)
 
@@ -165,7 +179,7 @@ def records(study: Study) -> Iterator[dict[str, Any]]:
                 for level in [*map(str, study["levels_hpa"]), MEAN]:
                     numbers = _numbers(study, setting["name"], system, score, level)
                     if numbers:
-                        place = (setting["name"], setting["group"], setting["value"], system, score)
+                        place = (*(setting[part] for part in ("name", "group", "value", "factor")), system, score)
                         told = (*place, kind.get("units", ""), level)
                         yield dict(zip(COLUMNS, told, strict=False)) | numbers
 
@@ -231,12 +245,16 @@ def _relative(study: Study, setting: str, system: str, score: str, level: str) -
 
 
 def _ranged(theirs: dict[str, Any], digits: int) -> Cell:
-    return Cell(f"{theirs['value']:.{digits}f}", between((theirs["lowest"], theirs["highest"]), digits))
+    pair = (theirs["lowest"], theirs["highest"]) if "lowest" in theirs else None
+    return Cell(f"{theirs['value']:.{digits}f}", between(pair, digits) or "one run")
 
 
-def _where(own: dict[str, Any] | None, theirs: dict[str, Any]) -> str:
-    if own is None:
+def _where(setting: dict[str, Any], own: dict[str, Any] | None, theirs: dict[str, Any]) -> str:
+    """Beside a range of runs of the same factor; nothing is said without one."""
+    if own is None or "lowest" not in theirs:
         return MISSING
+    if replaced(setting):
+        return "at another factor"
     if own["value"] < theirs["lowest"]:
         return "below its range"
     return "above its range" if own["value"] > theirs["highest"] else "in its range"
@@ -267,5 +285,5 @@ def _numbers(study: Study, setting: str, system: str, score: str, level: str) ->
     if gap:
         told["significant"] = gap["significant"]
     if theirs:
-        told |= dict(zip(PUBLISHED, (theirs["value"], theirs["lowest"], theirs["highest"]), strict=True))
+        told |= dict(zip(PUBLISHED, (theirs.get(part) for part in ("value", "lowest", "highest")), strict=True))
     return told

@@ -7,10 +7,15 @@ from collections.abc import Iterable
 
 from sample.study import tables
 from sample.study.tables import Cell, Study, Table, label, rivals, title, verdict
+from sample.verdicts import Verdict
 from slams.page import MARKS
 
 COST_WORDS = "Processor time of each case, all its runs together: drawing all members on all dates, and verifying them."
 SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
+PUBLISHED_WORDS = (
+    "With ours the 95 % interval over dates; with theirs the lowest and highest of the published runs. Where one run "
+    "was published, or another factor stands in its place, nothing is said of where ours lies."
+)
 NOT_THERE = f"{tables.MISSING} not run, or nothing that this system can do"
 
 
@@ -21,14 +26,16 @@ def standings(study: Study) -> list[str]:
 
 def _standing(study: Study, system: str) -> str:
     score, reference = study["scores"][study["first_score"]]["label"], label(study, study["reference"])
-    names = [setting["name"] for setting in study["settings"]]
-    found = [verdict(study, setting, system, study["first_score"]) for setting in names]
-    n = sum(each is not None for each in found)
+    once: dict[str, Verdict] = {}  # settings that the grid makes one are one
+    for setting in study["settings"]:
+        shown = verdict(study, setting["name"], system, study["first_score"])
+        if shown is not None:
+            once.setdefault(setting["same_as"] or setting["name"], shown)
+    found, n = list(once.values()), len(once)
     if not n:
         return f"{label(study, system)} and {reference} share no setting that has run."
-    told = {kind: found.count(kind) for kind in ("better", "worse", "other", "open")}
     words = {"better": "better", "worse": "worse", "other": "different", "open": "not to be told apart"}
-    parts = ", ".join(f"{words[kind]} in {count}" for kind, count in told.items() if count)
+    parts = ", ".join(f"{said} in {found.count(kind)}" for kind, said in words.items() if kind in found)
     settings = "1 setting" if n == 1 else f"{n} settings"
     return f"By {score}, {label(study, system)} beside {reference}, in {settings}: {parts}."
 
@@ -69,8 +76,20 @@ def markdown(study: Study) -> str:
         marks = "; ".join(f"{MARKS[kind]} {words}" for kind, words in meanings(study, gaps).items())
         if marks:
             parts += [f"Minus {label(study, study['reference'])}, same dates: {marks}.", _lines(gaps)]
+    parts += ["\n".join(f"* {words}" for words in notes(study)), *_beside_published(study)]
     parts += ["### Cost", COST_WORDS, _lines(tables.cost(study)), f"{NOT_THERE}. To make it again: `{study['rerun']}`"]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def notes(study: Study) -> list[str]:
+    """What the settings say of themselves."""
+    return [f"{setting['label']}: {setting['note']}." for setting in study["settings"] if setting["note"]]
+
+
+def _beside_published(study: Study) -> list[str]:
+    shown = {score: tables.published(study, score) for score in study["scores"]}
+    parts = [f"{title(study, score)}\n\n{_lines(found)}" for score, found in shown.items() if found.rows]
+    return ["### Beside what was published", PUBLISHED_WORDS, *parts] if parts else []
 
 
 def _lines(found: Table) -> str:

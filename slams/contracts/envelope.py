@@ -60,9 +60,19 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         path.write_text(text)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text aside and rename it; its folder is there."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file aside and rename it, so that a reader sees the old one or the new one; its folder is there."""
     aside = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    with aside.open("w") as file:
-        file.write(text)
+    with aside.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
