@@ -18,8 +18,8 @@ import zarr
 
 from data_prep.blocks import Block, Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
-from data_prep.fields import days_of, fingerprints, period, specification, static_fields
-from data_prep.stats import fit_statistics
+from data_prep.fields import days_of, fingerprints, kept_decimals, period, specification, static_fields
+from data_prep.stats import check_loss, fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
@@ -55,7 +55,7 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
 
     Raises:
         SourceError: a raw file that is missing or not what it should be.
-        ValueError: more days of a modality are missing than allowed.
+        ValueError: more days of a modality are missing than allowed, or its decimals are too few for its values.
         ContractError: an archive of another form stands there.
     """
     work = Work(Path(config.path))
@@ -77,7 +77,9 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     _check_missing(missing, time, config)
     group.attrs.update(_attributes(config) | {"missing_days": missing})
     archive = open_archive(work.aside)
-    finish(work.aside, *fit_statistics(archive, config.normalise, config.log_precipitation, static_fields(config)))
+    found = fit_statistics(archive, config.normalise, config.log_precipitation, static_fields(config))
+    check_loss(archive, found[1])
+    finish(work.aside, *found)
     work.become()
 
 
@@ -104,7 +106,7 @@ def _begun(
         return zarr.open_group(work.aside, mode="r+", use_consolidated=False)
     time = period(config)
     if old is None:
-        group = create(work.aside, specification(config), time, run, _attributes(config), config.decimals)
+        group = create(work.aside, specification(config), time, run, _attributes(config), kept_decimals(config))
     else:
         shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
         group = extend(work.aside, time, run)

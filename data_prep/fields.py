@@ -37,6 +37,13 @@ def _levels(config: ArchiveConfig, variable: VariableConfig) -> tuple[int, ...]:
     return tuple(config.level_hpa) if variable.on_levels else ()
 
 
+def kept_decimals(config: ArchiveConfig) -> dict[str, int]:
+    """How many decimals of each modality are kept; all of one that is not named."""
+    given = dict.fromkeys(specification(config).names, config.decimals)
+    given |= {variable.name: variable.decimals for variable in config.variables if variable.decimals is not None}
+    return {name: decimals for name, decimals in given.items() if decimals is not None}
+
+
 def period(config: ArchiveConfig) -> np.ndarray:
     """Every day of the archive, datetime64[D]."""
     years = [*config.train_years, *config.validation_years, *config.test_years]

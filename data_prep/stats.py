@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 import numpy as np
+import zarr
 
 from slams.ahead import ahead
-from slams.contracts.archive import Archive
+from slams.contracts.archive import Archive, array
 from slams.statistics import Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
 THREADS = 2  # more would hold more days at once
+LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
@@ -61,6 +64,29 @@ def fit_statistics(
         Statistics(harmonics.astype(np.float32), std.astype(np.float32)[:, None, None], log1p, observed, static),
         _global_std(untransformed, area),
     )
+
+
+def check_loss(archive: Archive, global_std: list[float]) -> None:
+    """Refuse to keep so few decimals of a channel that they cost more than `LOSS_SHARE` of its standard deviation.
+
+    Arguments:
+        global_std: what `fit_statistics` says of each channel.
+
+    Raises:
+        ValueError: naming the channel, what a value may be moved by, and the standard deviation.
+    """
+    group = zarr.open_group(str(archive.path), mode="r", use_consolidated=False)
+    attributes = {modality.name: array(group, modality.name).attrs for modality in archive.spec.modalities}
+    channels = [(m, name) for m in archive.spec.modalities for name in m.channel_names]
+    for (modality, name), std in zip(channels, global_std, strict=True):
+        kept = attributes[modality.name].get("decimals")
+        bound = cast("float | None", attributes[modality.name].get("loss_bound"))
+        if bound is not None and not bound <= LOSS_SHARE * std:
+            raise ValueError(
+                f"archive.decimals: {kept} of {modality.name} may move a value by {bound:g} {modality.units}, but "
+                f"the standard deviation of {name} is {std:.2g}; at most {LOSS_SHARE:g} of it is "
+                "allowed, so keep more decimals"
+            )
 
 
 def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ def create(
     time: np.ndarray,
     run: np.ndarray,
     attributes: dict[str, Any],
-    decimals: int | None = None,
+    decimals: dict[str, int] | None = None,
 ) -> zarr.Group:
     """An archive with axes and empty fields, to be filled by `write_block`.
 
@@ -148,7 +148,7 @@ def create(
         time: every day of the period, datetime64[D], (T,).
         run: number of the continuous run of each day, (T,).
         attributes: ``config``, ``splits`` {name: [first, last year]}, ``missing_days`` {modality: [day]}.
-        decimals: of each value that are kept, in its unit; None keeps all of them.
+        decimals: modality -> decimals of each value that are kept, in its unit; all of them of one that is not named.
     """
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
@@ -158,7 +158,7 @@ def create(
     write_levels(group, spec)
     _write_run(group, run)
     for modality in spec.modalities:
-        _create_field(group, modality, spec, len(time), decimals)
+        _create_field(group, modality, spec, len(time), (decimals or {}).get(modality.name))
     return group
 
 
