@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from data_prep.sources.files import located, open_raw, read_values
+from data_prep.sources.plausible import refuse_too_little
 from data_prep.sources.quantity import Quantity, SourceError, find_name
 from data_prep.sources.times import held, instants
 
@@ -47,6 +48,7 @@ class Piece:
         dims: canonical dimensions of what is read, time aside.
         time: of each sample, datetime64[ns] (sample,); empty for a static field.
         shape: of one sample, ([level,] latitude, longitude).
+        units: as the file has them.
         run: the simulation that it belongs to.
     """
 
@@ -58,19 +60,21 @@ class Piece:
     latitude: Axis
     longitude: Axis
     shape: tuple[int, ...]
-    factor: float
+    units: str
     run: str
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop in canonical form, float32 (sample, [level,] latitude, longitude).
 
         Raises:
-            SourceError: a damaged block, a value outside the valid range.
+            SourceError: a damaged block, a value outside the valid range, a mean over the Earth that cannot be.
         """
         values = self._values(self.fields[0], start, stop)
         for field in self.fields[1:]:
             values = np.where(np.isnan(values), self._values(field, start, stop), values)
-        return _converted(self.path, values, self.factor, self.quantity)
+        values = _converted(self.path, values, self.quantity.factors[self.units], self.quantity)
+        refuse_too_little(self.path, self.quantity, self.units, values, (self.latitude.degrees, self.longitude.degrees))
+        return values
 
     def _values(self, field: xr.DataArray, start: int, stop: int) -> np.ndarray:
         if "time" in field.dims:
@@ -133,7 +137,7 @@ def _piece(
     shape = (*(() if level_hpa is None else (len(level_hpa),)), len(latitude.degrees), len(longitude.degrees))
     run, dims = str(raw.attrs.get("simulation_run", "")), (*levels, *HORIZONTAL)
     fields = _versions(path, field)
-    return Piece(path, quantity, fields, dims, time, latitude, longitude, shape, quantity.factors[units], run)
+    return Piece(path, quantity, fields, dims, time, latitude, longitude, shape, units, run)
 
 
 # Names and coordinates

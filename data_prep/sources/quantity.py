@@ -28,6 +28,7 @@ class Quantity:
         factors: accepted unit -> factor to the canonical unit.
         valid_range: smallest and largest value allowed, in the canonical unit.
         totals: those of the accepted units that are totals of a day, not rates.
+        least_mean: smallest mean over what is observed, where that is much of the Earth, in the canonical unit.
         default_units: unit of a file that declares none; None refuses such a file.
     """
 
@@ -39,6 +40,7 @@ class Quantity:
     factors: dict[str, float]
     valid_range: tuple[float, float]
     totals: tuple[str, ...] = ()
+    least_mean: float | None = None
     default_units: str | None = None
 
     @property
