@@ -60,7 +60,7 @@ class Writer:
     first_day: np.datetime64
 
     def __call__(self, block: Block) -> dict[str, Any]:
-        """Write a block; says on which of its days there is no value."""
+        """Write a block; says which of its days are missing: those on which there is no value, or none of a level."""
         field = opened(self.config, self.files)[block.modality]
         days = (days_of(field) - self.first_day).astype(int) - block.start
         found = np.flatnonzero((days >= 0) & (days < block.stop - block.start))
@@ -68,9 +68,10 @@ class Writer:
             return {"missing_days": (self.first_day + np.arange(block.start, block.stop)).astype(str).tolist()}
         values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
         values[days[found]] = field[found].compute(scheduler="synchronous").values
+        missing = np.flatnonzero((~np.isfinite(values).any(axis=(-2, -1))).reshape(len(values), -1).any(axis=1))
+        values[missing] = np.nan  # half a profile is no state
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
         write_block(group, block.modality, block.start, values)
-        missing = np.flatnonzero(~np.isfinite(values).any(axis=tuple(range(1, values.ndim))))
         return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
 
 

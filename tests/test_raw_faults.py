@@ -6,6 +6,7 @@ from test_errors import raw, refused, spoil  # noqa: F401 - fixtures
 
 from data_prep.__main__ import main as prepare
 from slams.contracts.archive import open_archive
+from slams.contracts.shards import open_shards
 
 
 def of_a_fraction(share):
@@ -22,3 +23,55 @@ def test_metres_and_totals_of_an_hour_that_are_called_millimetres_a_day(raw, ref
     assert prepare(["archive", str(raw.parent / "prep.yaml")]) == 0
     x = open_archive(raw.parent / "archive").read(slice(365, 730))
     assert 1 < np.nanmean(x[:, 10]) < 5
+
+
+def without_level(dataset):
+    dataset.t[100, 5] = np.nan  # 11 April, 500 hPa
+    return dataset
+
+
+def test_a_day_that_lacks_a_level_is_a_missing_day(raw, refused, capsys):  # noqa: F811
+    """Listed, and missing on every level: `check` finds the archive sound, and no shard holds half a profile."""
+    spoil(raw, "temperature", without_level)
+    config = raw.parent / "prep.yaml"
+    said = refused(prepare, "archive", config)
+    assert "temperature: 1 of the 1095 days from 2001-01-01 to 2003-12-31 are missing (2002-04-11)" in said
+    assert not (raw.parent / "archive").exists()
+    allowed = "archive.missing_days_allowed=1"
+    assert prepare(["archive", str(config), allowed]) == 0 and prepare(["shards", str(config), allowed]) == 0
+    archive = open_archive(raw.parent / "archive")
+    assert archive.attributes["missing_days"] == {"temperature": ["2002-04-11"], "precipitation": [], "olr": []}
+    x = archive.read(slice(464, 467))
+    assert np.isnan(x[1, :10]).all() and np.isfinite(x[[0, 2], :10]).all() and np.isfinite(x[:, 11]).all()
+    assert prepare(["check", str(raw.parent / "archive")]) == 0, capsys.readouterr().out
+    days = [str(frame.time) for frame in open_shards(raw.parent / "shards").frames]
+    assert len(days) == 1094 and "2002-04-11" not in days
+
+
+def test_a_hole_in_the_reanalysis(raw, refused):  # noqa: F811
+    """One cell of one level; no regridding may fill it from its neighbours."""
+
+    def change(dataset):
+        dataset.t[100, 5, 3, 4] = np.nan
+        return dataset
+
+    path = spoil(raw, "temperature", change)
+    for more in ([], ["archive.regrid.temperature=bilinear"], ["archive.missing_days_allowed=9"]):
+        said = refused(prepare, "archive", raw.parent / "prep.yaml", *more)
+        assert f"{path}: temperature at 500 hPa: 1 of 544 cells have no value on 2002-04-11; all or none" in said
+    assert not (raw.parent / "archive").exists()
+
+
+def test_holes_in_rain_and_radiation_are_none_of_the_archive(raw):  # noqa: F811
+    """Gauges and swaths have them every day: what half of a cell was seen of is kept."""
+
+    def change(dataset):
+        dataset.olr[200:202, :4] = np.nan
+        return dataset
+
+    spoil(raw, "olr", change)
+    assert prepare(["archive", str(raw.parent / "prep.yaml")]) == 0
+    archive = open_archive(raw.parent / "archive")
+    x = archive.read(slice(465, 466))
+    assert archive.attributes["missing_days"]["olr"] == []
+    assert np.isnan(x[0, 11, 0]).all() and np.isfinite(x[0, 11, 3:]).all() and np.isnan(x[0, 10]).any()

@@ -1,4 +1,4 @@
-"""What no single value tells: whether a field as a whole can be in the unit that its file says."""
+"""What no single value tells: whether a field as a whole can be in the unit that its file says, and is all there."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def refuse_too_little(
         raise SourceError(
             f"{path}: {quantity.name}: {mean} in the mean over what is observed, if it is in {units!r}; at least "
             f"{least} falls on so much of the Earth, so the unit is another, or the totals are of less than a day"
+        )
+
+
+def refuse_holes(
+    path: Path, quantity: Quantity, x_LZHW: np.ndarray, time: np.ndarray, level_hpa: tuple[int, ...]
+) -> None:
+    """Refuse a map of which a part is missing, where the quantity is known everywhere or not at all.
+
+    Arguments:
+        time: of each sample.
+
+    Raises:
+        SourceError: naming file, level and day.
+    """
+    if not quantity.is_whole:
+        return
+    missing_LZ = np.isnan(x_LZHW).sum(axis=(-2, -1)).reshape(len(x_LZHW), -1)
+    n_cells = x_LZHW.shape[-2] * x_LZHW.shape[-1]
+    for sample, level in np.argwhere((missing_LZ > 0) & (missing_LZ < n_cells)):
+        where = f" at {level_hpa[level]} hPa" if level_hpa else ""
+        raise SourceError(
+            f"{path}: {quantity.name}{where}: {missing_LZ[sample, level]} of {n_cells} cells have no value on "
+            f"{time[sample].astype('datetime64[D]')}; all or none is allowed"
         )
 
 
