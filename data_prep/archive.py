@@ -2,7 +2,7 @@
 
 Written block by block beside its name; the same command goes on after a stop, to the same bits. Where an archive of the
 same form stands whose period begins on the same day and ends earlier, what it holds is taken over and the new days are
-added.
+added; the raw files of the old ones need not be there any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from data_prep.blocks import Block, Writer, blocks, opened
+from data_prep.blocks import Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.fields import days_of, fingerprints, kept_decimals, period, specification, static_fields
 from data_prep.stats import check_loss, fit_statistics
@@ -64,23 +64,31 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
         return
     files, time = fingerprints(config), period(config)
+    n_before = 0 if old is None else len(old.time)
     fields = opened(config, files)
-    absent = {name: np.setdiff1d(time, days_of(field)).astype(str).tolist() for name, field in fields.items()}
-    _check_missing(absent, time, config)
-    group = _begun(work, config, {"config": to_dict(config), "files": files}, _run_numbers(fields, time), old)
-    every = blocks(group, list(fields), len(time))
-    taken = [block for block in every if old is not None and block.stop <= len(old.time)]
-    written = [block for block in every if block not in taken]
+    run, names = _run_numbers(fields["temperature"], time, old)
+    absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
+    _check_missing(_missing_days(absent, old), time, config)
+    group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
+    written = [block for block in blocks(group, list(fields), len(time)) if block.stop > n_before]
     with workers(whole.workers) as in_order:
-        told = work.complete(Writer(config, files, work.aside, time[0]), written, in_order, "archive")
-    missing = _missing_days(written, told, taken, old, time)
+        told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
+    found: dict[str, list[str]] = {name: [] for name in fields}
+    for block, said in zip(written, told, strict=True):
+        found[block.modality] += said["missing_days"]
+    missing = _missing_days(found, old)
     _check_missing(missing, time, config)
-    group.attrs.update(_attributes(config) | {"missing_days": missing})
-    archive = open_archive(work.aside)
-    found = fit_statistics(archive, config.normalise, config.log_precipitation, static_fields(config))
-    check_loss(archive, found[1])
-    finish(work.aside, *found)
+    group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
+    _finish(work.aside, config, static_fields(config) if old is None else old.statistics().static)
     work.become()
+
+
+def _finish(folder: Path, config: ArchiveConfig, static: dict[str, np.ndarray]) -> None:
+    """Add the statistics, once it is known that the decimals that were kept suffice."""
+    archive = open_archive(folder)
+    statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
+    check_loss(archive, global_std)
+    finish(folder, statistics, global_std)
 
 
 def _grows(config: ArchiveConfig) -> Archive | None:
@@ -122,18 +130,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _missing_days(
-    written: list[Block], told: list[dict[str, Any]], taken: list[Block], old: Archive | None, time: np.ndarray
-) -> dict[str, list[str]]:
-    """Days on which a modality holds no value, those its files lack among them."""
-    found: dict[str, list[str]] = {block.modality: [] for block in written}
-    for block in taken:
-        days = set(time[block.start : block.stop].astype(str))
-        before = [] if old is None else old.attributes["missing_days"][block.modality]
-        found[block.modality] += [day for day in before if day in days]
-    for block, said in zip(written, told, strict=True):
-        found[block.modality] += said["missing_days"]
-    return found
+def _missing_days(found: dict[str, list[str]], old: Archive | None) -> dict[str, list[str]]:
+    """Those of the archive that stands, as it recorded them, and those found after it."""
+    before = {} if old is None else old.attributes["missing_days"]
+    return {name: before.get(name, []) + days for name, days in found.items()}
 
 
 def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: ArchiveConfig) -> None:
@@ -147,14 +147,21 @@ def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: Arch
             )
 
 
-def _run_numbers(fields: dict[str, xr.DataArray], time: np.ndarray) -> np.ndarray:
-    """Number of the continuous record that each day belongs to, by the sources' own names for their runs."""
-    field = fields["temperature"]
-    names = np.asarray(field["run"].values).astype(str)
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    by_day = {day: order[name] for day, name in zip(days_of(field), names, strict=True)}
-    number, numbers = 0, []
-    for day in time:
-        number = by_day.get(day, number)
+def _run_numbers(field: xr.DataArray, time: np.ndarray, old: Archive | None) -> tuple[np.ndarray, list[str]]:
+    """Number of the continuous record that each day belongs to, by the sources' own names for their runs; the names.
+
+    What the archive that stands says of its days is taken over. Where it is too old to name its runs, only a record
+    without a name, as observations and reanalyses are, goes on.
+    """
+    days, run_of = days_of(field), np.asarray(field["run"].values).astype(str)
+    before = np.zeros(0, np.int32) if old is None else old.run
+    names = [] if old is None else list(old.attributes.get("runs", [""] * (int(before[-1]) + 1)))
+    by_day = dict(zip(days, run_of, strict=True))
+    number, numbers = (int(before[-1]) if len(before) else 0), []
+    for day in time[len(before) :]:
+        if (name := by_day.get(day)) is not None:
+            if name not in names:
+                names.append(name)
+            number = names.index(name)
         numbers.append(number)
-    return np.array(numbers, np.int32)
+    return np.concatenate([before, np.array(numbers, np.int32)]), names
