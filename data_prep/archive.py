@@ -18,14 +18,23 @@ import zarr
 
 from data_prep.blocks import Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
-from data_prep.fields import days_of, fingerprints, kept_decimals, period, specification, static_fields
+from data_prep.fields import (
+    days_of,
+    fingerprints,
+    kept_decimals,
+    period,
+    refuse_changed,
+    specification,
+    static_fields,
+)
 from data_prep.stats import check_loss, fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
-from slams.contracts.archive import STATISTICS, Archive, create, extend, finish, open_archive
+from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
 from slams.contracts.envelope import is_finished
 
+Files = dict[str, list[list[str | int]]]
 N_NAMED_DAYS = 5
 MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
 
@@ -46,7 +55,7 @@ def _state(config: ArchiveConfig, n_days: int) -> str:
     old = _grows(config)
     if old is not None:
         return f"to be extended by {n_days - len(old.time)} days"
-    is_finished(path, open_archive(path).attributes["config"], to_dict(config))  # or refused
+    _stands(config)  # or refused
     return "stands already"
 
 
@@ -54,15 +63,17 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     """Write the archive, or the days that it lacks, unless it stands already.
 
     Raises:
-        SourceError: a raw file that is missing or not what it should be.
+        SourceError: a raw file that is missing, not what it should be, or not what it was when the archive was made.
         ValueError: more days of a modality are missing than allowed, or its decimals are too few for its values.
         ContractError: an archive of another form stands there.
     """
     work = Work(Path(config.path))
     work.tidy()
-    old, path = _grows(config), work.path
-    if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
+    old = _grows(config)
+    if old is None and _stands(config):
         return
+    if old is not None:
+        refuse_changed(old.raw_files(), config.path)
     files, time = fingerprints(config), period(config)
     n_before = 0 if old is None else len(old.time)
     fields = opened(config, files)
@@ -79,16 +90,32 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     missing = _missing_days(found, old)
     _check_missing(missing, time, config)
     group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
-    _finish(work.aside, config, static_fields(config) if old is None else old.statistics().static)
+    _finish(work.aside, config, old, files)
     work.become()
 
 
-def _finish(folder: Path, config: ArchiveConfig, static: dict[str, np.ndarray]) -> None:
-    """Add the statistics, once it is known that the decimals that were kept suffice."""
+def _stands(config: ArchiveConfig) -> bool:
+    """Whether the archive stands already, made by this configuration of what the raw files still hold; or refused."""
+    path = Path(config.path)
+    if not path.exists() or not is_finished(path, (found := open_archive(path)).attributes["config"], to_dict(config)):
+        return False
+    refuse_changed(found.raw_files(), config.path)
+    return True
+
+
+def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files) -> None:
+    """Add the statistics, once it is known that the decimals that were kept suffice, and what it was made of."""
     archive = open_archive(folder)
+    static = static_fields(config) if old is None else old.statistics().static
     statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
     check_loss(archive, global_std)
-    finish(folder, statistics, global_std)
+    finish(folder, statistics, global_std, _raw_files(files, old))
+
+
+def _raw_files(files: Files, old: Archive | None) -> Files:
+    """Those of the archive that stands, some of which may be gone, and those that are there."""
+    before = {} if old is None else old.raw_files()
+    return {name: sorted({at[0]: at for at in before.get(name, []) + now}.values()) for name, now in files.items()}
 
 
 def _grows(config: ArchiveConfig) -> Archive | None:
@@ -116,7 +143,7 @@ def _begun(
     if old is None:
         group = create(work.aside, specification(config), time, run, _attributes(config), kept_decimals(config))
     else:
-        shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
+        shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS, RAW_FILES))
         group = extend(work.aside, time, run)
     work.begun(made_of)
     return group

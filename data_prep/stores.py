@@ -165,6 +165,7 @@ def _summary(opened: Archive) -> Iterator[str]:
     for name, days in opened.attributes["missing_days"].items():
         for day in np.setdiff1d(np.array(days, "datetime64[D]"), opened.time):
             yield f"{opened.path}: {day}: listed as missing for {name}, but outside the archive"
+    opened.raw_files()
     opened.statistics()
 
 

@@ -1,6 +1,7 @@
 """An archive is the same bytes whatever stopped its making, whoever made it, and however it grew."""
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -209,6 +210,33 @@ def test_an_archive_that_grew_is_the_one_made_at_once(longer, tmp_path):
     assert found.attributes["missing_days"]["temperature"] == ["2001-10-28", "2004-10-27"]
     assert (found.run == np.repeat([0, 1], [730, 731])).all()
     assert prepare(["check", str(grown)]) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["archive.test_years=[2003,2004]"]])
+@pytest.mark.parametrize("name", [*FILES, "static"])
+def test_raw_files_that_changed_do_not_pass_for_those_it_was_made_of(longer, capsys, name, more):
+    """It neither stands nor grows silently; those that are gone are no matter, nor are those that nobody used."""
+    assert prepare(words(longer)) == 0
+    before = tree(longer / "archive")
+    gone(longer / "raw", 2001)
+    assert prepare(words(longer)) == 0
+    path = longer / "raw" / (f"{FILES[name]}.2002.nc" if name in FILES else "static.nc")
+    path.write_bytes(b"another")
+    assert prepare(words(longer, *more)) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: has changed since {longer}/archive was made of it; remove {longer}/archive to build" in said
+    assert said.count("\n") == 1 and tree(longer / "archive") == before
+    path.unlink()
+    assert prepare(words(longer)) == 0 and tree(longer / "archive") == before
+
+
+def test_the_list_of_raw_files_has_a_checksum(longer, capsys):
+    assert prepare(words(longer)) == 0
+    listed = longer / "archive" / "raw_files.json"
+    assert sorted(json.loads(listed.read_text())) == ["olr", "precipitation", "static", "temperature"]
+    listed.write_text(listed.read_text().replace("2002", "2012"))
+    assert prepare(words(longer)) == 2 and f"{listed}: the checksum does not match" in capsys.readouterr().err
+    assert prepare(["check", str(longer / "archive")]) == 1
 
 
 def test_missing_days_of_what_grew_count_together(longer, capsys):

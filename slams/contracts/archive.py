@@ -21,13 +21,13 @@ from numcodecs import Quantize
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
-from slams.contracts.envelope import ContractError, check_header, header, sha256
+from slams.contracts.envelope import ContractError, check_header, header, read_json, sha256, write_json
 from slams.contracts.storage import place, writing
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
 FORMAT, VERSION = "slams-archive", 1
-STATISTICS = "statistics.safetensors"
+STATISTICS, RAW_FILES = "statistics.safetensors", "raw_files.json"
 EPOCH = np.datetime64("1900-01-01", "D")
 CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
 BLOCK_BYTES = 2**24  # of float32 fields held at once; what is computed from them may take fifteen times as much
@@ -212,16 +212,22 @@ def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) ->
         field[start : start + len(values)] = values
 
 
-def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:
-    """Add the statistics and their checksum, then consolidate the metadata.
+def finish(
+    folder: Path, statistics: Statistics, global_std: list[float], raw_files: dict[str, Any] | None = None
+) -> None:
+    """Add the statistics, the list of raw files and their checksums, then consolidate the metadata.
 
     Arguments:
+        raw_files: modality -> [[name, size, time of change], ...] of those it was made of, as far as known.
         global_std: standard deviation of each channel over all cells and train days, in physical units.
     """
     statistics.save(folder / STATISTICS)
     group = zarr.open_group(folder, mode="a")
     group.attrs["statistics_sha256"] = sha256(folder / STATISTICS)
     group.attrs["global_std"] = global_std
+    if raw_files is not None:
+        write_json(folder / RAW_FILES, raw_files)
+        group.attrs["raw_files_sha256"] = sha256(folder / RAW_FILES)
     consolidate(folder)
 
 
@@ -260,6 +266,20 @@ class Archive:
             ContractError: missing, or not those the archive was closed with.
         """
         return read_statistics(self.path, self.attributes.get("statistics_sha256"))
+
+    def raw_files(self) -> dict[str, Any]:
+        """What it was made of, as `finish` took it; nothing where an earlier version made it.
+
+        Raises:
+            ContractError: missing, or not what the archive was closed with.
+        """
+        checksum = self.attributes.get("raw_files_sha256")
+        if checksum is None:
+            return {}
+        found = read_json(self.path / RAW_FILES, "the list of its raw files")
+        if sha256(self.path / RAW_FILES) != checksum:
+            raise ContractError(f"{self.path / RAW_FILES}: the checksum does not match; it was changed or damaged")
+        return found
 
     def days(self, split: str) -> np.ndarray:
         """Indices of the days of a split.
