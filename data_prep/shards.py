@@ -14,19 +14,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep.config import PrepConfig, ShardsConfig
+from data_prep.config import ArchiveConfig, PrepConfig, ShardsConfig
 from data_prep.fields import specification
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.ahead import ahead
 from slams.config import to_dict
-from slams.contracts.archive import open_archive
-from slams.contracts.envelope import header, is_finished, sha256, write_json
+from slams.contracts.archive import Archive, open_archive
+from slams.contracts.envelope import ContractError, header, is_finished, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
 USTAR = tarfile.USTAR_FORMAT
+NO_CONTENT = ("path", "missing_days_allowed")  # of the archive's section: they change nothing that it holds
+LISTS = ("archive.variables",)  # of sections
 USUAL_RATIO = 2  # by which frames are compressed
 FRAMES_AT_ONCE = 8
 Timed = tuple[np.datetime64, int, np.ndarray]
@@ -45,13 +47,14 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     """Write the shards of every split's days, unless they stand already.
 
     Raises:
-        ContractError: no archive, or shards of another configuration in the way.
+        ContractError: no archive, one of another configuration, or shards of another configuration in the way.
     """
     work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
     work.tidy()
     if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
         return
     archive = open_archive(whole.archive.path)
+    _check_make(archive, whole.archive)
     made_of = {"config": made_by, "statistics": archive.attributes["statistics_sha256"]}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
@@ -65,6 +68,32 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     document = {"config": made_by, "content": "state", "splits": archive.splits}
     write_manifest(work.aside, shards, archive.spec, archive.statistics(), config.keepbits, document)
     work.become()
+
+
+def _check_make(archive: Archive, config: ArchiveConfig) -> None:
+    """Refuse an archive that the configuration's own section would not make.
+
+    Raises:
+        ContractError: naming the first field that differs.
+    """
+    made_by = {key: value for key, value in archive.attributes["config"].items() if key not in NO_CONTENT}
+    for name, found, wanted in _differences(made_by, to_dict(config), "archive"):
+        raise ContractError(
+            f"{archive.path}: was made with {name}={found!r}, but the configuration has {wanted!r}; give the one that "
+            "it was made with, or another archive.path"
+        )
+
+
+def _differences(found: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of every field that differs; one that is newer than what was found does not count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in found:
+            yield from _differences(found[key], wanted.get(key), f"{name}.{key}")
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted) and name in LISTS:
+        for i, pair in enumerate(zip(found, wanted, strict=True)):
+            yield from _differences(*pair, f"{name}.{i}")
+    elif found != wanted:
+        yield name, found, wanted
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,13 @@ def test_too_few_decimals_are_refused(tmp_path, planet, humid, capsys, decimals,
     assert not (tmp_path / "archive").exists()
 
 
-def test_a_variable_has_decimals_of_its_own(tmp_path, planet, humid):
+def test_a_variable_has_decimals_of_its_own(tmp_path, planet, humid, capsys):
     """What the archive and the shards hold of it is the humidity of the temperature that they hold, 10 hPa included."""
     config = write(tmp_path, planet, humid, decimals=9, regrid="nearest")
-    nearest = "archive.regrid.temperature=nearest"
+    nearest, other = "archive.regrid.temperature=nearest", f"shards.path={tmp_path}/other"
     assert prepare(["archive", config, nearest]) == 0 and prepare(["shards", config, nearest]) == 0
+    assert prepare(["shards", write(tmp_path, planet, humid, decimals=8, regrid="nearest"), nearest, other]) == 2
+    assert "archive.variables.0.decimals=9, but the configuration has 8" in capsys.readouterr().err
     archive, shards = open_archive(tmp_path / "archive"), open_shards(tmp_path / "shards")
     with xr.open_zarr(tmp_path / "archive") as found:
         assert found.humidity.attrs["decimals"] == 9 and found.humidity.attrs["loss_bound"] == 5e-10
