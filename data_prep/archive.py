@@ -105,7 +105,7 @@ def _stands(config: ArchiveConfig) -> bool:
 
 def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files) -> None:
     """Add the statistics, once it is known that the decimals that were kept suffice, and what it was made of."""
-    archive = open_archive(folder)
+    archive = open_archive(folder, is_whole=False)
     static = static_fields(config) if old is None else old.statistics().static
     statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
     check_loss(archive, global_std)

@@ -21,7 +21,7 @@ from data_prep.workers import workers
 from slams.ahead import ahead
 from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import ContractError, header, is_finished, sha256, write_json
+from slams.contracts.envelope import SEAL, ContractError, header, is_finished, seal, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.spec import StateSpec
 from slams.statistics import Statistics
@@ -219,4 +219,4 @@ def write_manifest(
     manifest |= {"spec": spec.to_json(), "shape": filled[0]["shape"] if filled else []}
     manifest |= {"codec": {"bitround_keepbits": keepbits, "compressor": COMPRESSOR.get_config()}}
     manifest |= {"statistics_sha256": sha256(folder / "statistics.safetensors"), "shards": entries}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {SEAL: seal(manifest)})

@@ -21,13 +21,24 @@ from numcodecs import Quantize
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
-from slams.contracts.envelope import ContractError, check_header, header, read_json, sha256, write_json
+from slams.contracts.envelope import (
+    SEAL,
+    ContractError,
+    check_header,
+    check_seal,
+    header,
+    read_json,
+    seal,
+    sha256,
+    write_json,
+)
 from slams.contracts.storage import place, writing
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
-FORMAT, VERSION = "slams-archive", 1
-STATISTICS, RAW_FILES = "statistics.safetensors", "raw_files.json"
+FORMAT, VERSION = "slams-archive", 2
+SEALED = 2  # from which version on the metadata have a checksum of their own content
+METADATA, STATISTICS, RAW_FILES = "zarr.json", "statistics.safetensors", "raw_files.json"
 EPOCH = np.datetime64("1900-01-01", "D")
 CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
 BLOCK_BYTES = 2**24  # of float32 fields held at once; what is computed from them may take fifteen times as much
@@ -189,6 +200,7 @@ def extend(folder: Path, time: np.ndarray, run: np.ndarray) -> zarr.Group:
         time, run: as `create` takes them, for the whole period.
     """
     group = zarr.open_group(folder, mode="a", use_consolidated=False)
+    group.attrs.put({key: value for key, value in group.attrs.items() if key != SEAL} | {"version": VERSION})
     for modality in StateSpec.from_json(cast(Any, group.attrs["spec"])).modalities:
         field = array(group, modality.name)
         field.resize((len(time), *field.shape[1:]))
@@ -215,7 +227,7 @@ def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) ->
 def finish(
     folder: Path, statistics: Statistics, global_std: list[float], raw_files: dict[str, Any] | None = None
 ) -> None:
-    """Add the statistics, the list of raw files and their checksums, then consolidate the metadata.
+    """Add the statistics, the list of raw files and their checksums, then consolidate the metadata and seal them.
 
     Arguments:
         raw_files: modality -> [[name, size, time of change], ...] of those it was made of, as far as known.
@@ -229,6 +241,9 @@ def finish(
         write_json(folder / RAW_FILES, raw_files)
         group.attrs["raw_files_sha256"] = sha256(folder / RAW_FILES)
     consolidate(folder)
+    metadata = read_json(folder / METADATA, "the metadata of the archive")
+    metadata["attributes"][SEAL] = seal(metadata)
+    write_json(folder / METADATA, metadata)
 
 
 @dataclass(frozen=True)
@@ -328,19 +343,32 @@ def read_statistics(folder: Path, checksum: str | None) -> Statistics:
     return Statistics.load(path)
 
 
-def open_archive(path: str | Path) -> Archive:
+def open_archive(path: str | Path, is_whole: bool = True) -> Archive:
     """Open an archive that lies in a folder or at a URL.
 
+    Arguments:
+        is_whole: whether it must have been finished, and its metadata be as they were written.
+
     Raises:
-        ContractError: nothing there, another format or a newer version.
+        ContractError: nothing there, damaged metadata, another format or a newer version.
     """
     path = place(path)
-    if not (path / "zarr.json").is_file():
+    if not (path / METADATA).is_file():
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
     with reading(path):
         group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
+    if is_whole:
+        _check_metadata(path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
     run = np.asarray(array(group, "run")[:])
     return Archive(path, StateSpec.from_json(attributes["spec"]), read_time(group), run, splits, attributes)
+
+
+def _check_metadata(path: Path) -> None:
+    """Those of the group and, gathered with them, of its arrays."""
+    metadata = read_json(path / METADATA, "the metadata of an archive")
+    attributes = metadata["attributes"]
+    found = attributes.pop(SEAL, None)
+    check_seal(found, metadata, attributes["version"] < SEALED, path / METADATA)
