@@ -7,10 +7,10 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, FileIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.envelope import SEAL, ContractError, header, is_finished, seal, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
+from slams.contracts.storage import writing
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
@@ -158,10 +159,18 @@ def write_shards(
 
 
 def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str, Any]:
-    """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest."""
+    """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     found: list[dict[str, Any]] = []
     shape: tuple[int, ...] = ()
-    with path.open("wb") as file, tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar:
+    # unbuffered: what a full disk refused would be refused again on closing, in other words
+    with (
+        path.open("wb", buffering=0) as file,
+        tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar,
+    ):
         for time, run, data, of_frame in chain.from_iterable(ahead(encoded(frames, keepbits))):
             member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
             member.size = len(data)
@@ -184,14 +193,18 @@ def encoded(frames: Iterable[Timed], keepbits: int) -> Iterator[list[tuple[Any, 
 
 
 class Hashed:
-    """A file whose checksum is known when it is written, with no second look at it."""
+    """An unbuffered file whose checksum is known when it is written, with no second look at it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        left = memoryview(data)
+        with writing(self.file.name):
+            while left:
+                left = left[self.file.write(left) :]
+        return len(data)
 
     def tell(self) -> int:
         return self.file.tell()

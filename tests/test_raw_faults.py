@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from test_errors import raw, refused, spoil  # noqa: F401 - fixtures
 
 from data_prep.__main__ import main as prepare
@@ -75,3 +76,47 @@ def test_holes_in_rain_and_radiation_are_none_of_the_archive(raw):  # noqa: F811
     x = archive.read(slice(465, 466))
     assert archive.attributes["missing_days"]["olr"] == []
     assert np.isnan(x[0, 11, 0]).all() and np.isfinite(x[0, 11, 3:]).all() and np.isnan(x[0, 10]).any()
+
+
+def westward(dataset):
+    """Longitudes from -180, latitudes ascending."""
+    dataset = dataset.assign_coords(longitude=(dataset.longitude + 180) % 360 - 180)
+    return dataset.sortby("longitude").sortby("latitude")
+
+
+def test_other_orders_of_the_axes_are_the_same_archive(raw):  # noqa: F811
+    config = str(raw.parent / "prep.yaml")
+    assert prepare(["archive", config]) == 0
+    for year in (2001, 2002, 2003):
+        path = spoil(raw, "temperature", westward, year)
+    with xr.open_dataset(path) as found:
+        assert found.longitude[0] == -180 and found.latitude[0] == -90
+    other = raw.parent / "other"
+    assert prepare(["archive", config, f"archive.path={other}"]) == 0
+    expected, found = open_archive(raw.parent / "archive"), open_archive(other)
+    np.testing.assert_array_equal(found.read(slice(None)), expected.read(slice(None)))
+    assert found.statistics().digest == expected.statistics().digest
+
+
+def with_a_day_twice(dataset):
+    return xr.concat([dataset, dataset.isel(time=[100])], "time").sortby("time")
+
+
+def with_360_days(dataset):
+    dataset.time.attrs["calendar"] = "360_day"
+    return dataset
+
+
+@pytest.mark.parametrize("name", ["temperature", "precipitation"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_a_day_twice, "day 2002-04-11 stands twice; once is allowed"),
+        (with_360_days, "calendar '360_day'; allowed"),
+    ],
+)
+def test_times_that_cannot_be(raw, refused, name, change, told):  # noqa: F811
+    path = spoil(raw, name, change)
+    said = refused(prepare, "archive", raw.parent / "prep.yaml")
+    assert str(path) in said and told in said
+    assert not list(raw.parent.glob("archive*"))

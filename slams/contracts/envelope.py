@@ -53,6 +53,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not know and many a reader refuses.
+        OSError: it cannot be written, as on a full disk.
     """
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
@@ -63,11 +64,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
