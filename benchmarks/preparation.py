@@ -7,6 +7,7 @@ runs take turns. The 0.25 degree part writes synthetic files of a few days into 
 """
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_prep.config import PrepConfig
 from data_prep.fields import open_fields
 from data_prep.shards import write_shard
+from data_prep.stats import fit_statistics
 from slams.config import load
+from slams.contracts.archive import Archive
 from slams.contracts.shards import open_shards
+from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 from train.data import Reader
 
 PAIRS, PUBLISHED_DAYS, LEVELS = 3, 120, (10, 50, 100, 200, 300, 500, 700, 850, 925, 1000)
@@ -179,6 +184,33 @@ def quarter_degree(folder):
         print(f"0.25 degrees, 12 days with values, {stage}: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
 
 
+class MadeUp(Archive):
+    """Three days of noise again and again: rain on a third of the cells, now and then a band without OLR."""
+
+    def read(self, where):
+        x = np.random.default_rng(int(where[0]) % 3).standard_normal((1, 12, *self.spec.grid.shape), np.float32)
+        x[:, 10, :, 500:] = np.nan
+        x[:, 11, 100:200] = np.nan if where[0] % 3 == 1 else 0
+        return x
+
+
+def year_of_statistics(n_days):
+    """Seconds and the most memory in GiB of the statistics of so many train days on 721 x 1440 cells, 12 channels."""
+    air = Modality("temperature", "state", "K", "air_temperature", LEVELS)
+    spec, days = StateSpec(Grid(721, 1440), (air, PRECIPITATION, OLR)), np.datetime64("2001-01-01") + np.arange(n_days)
+    missing = {"missing_days": {name: [] for name in spec.names}}
+    archive = MadeUp("made up", spec, days, np.zeros(n_days, int), {"train": (2001, 2002)}, missing)
+    began = time.perf_counter()
+    fit_statistics(archive, "anomaly", False, {})
+    return time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def statistics_of_a_year():
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:  # a process whose memory is that of this alone
+        seconds, gib = other.submit(year_of_statistics, 366).result()
+    print(f"0.25 degrees, 366 train days, 12 channels, statistics: {seconds:.0f} s, {gib:.2f} GiB at most", flush=True)
+
+
 def plain_tar(path, frames):
     """The frames as they are in memory, one member each."""
     with tarfile.open(path, "w") as tar:
@@ -221,6 +253,7 @@ def main():
         shards(folder)
         two_cores(folder)
         quarter_degree(folder)
+    statistics_of_a_year()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Written block by block beside its name; the same command goes on after a stop, to the same bits. Where an archive of the
 same form stands whose period begins on the same day and ends earlier, what it holds is taken over and the new days are
-added.
+added; the raw files of the old ones need not be there any more.
 """
 
 from __future__ import annotations
@@ -16,16 +16,25 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from data_prep.blocks import Block, Writer, blocks, opened
+from data_prep.blocks import Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
-from data_prep.fields import days_of, fingerprints, period, specification, static_fields
-from data_prep.stats import fit_statistics
+from data_prep.fields import (
+    days_of,
+    fingerprints,
+    kept_decimals,
+    period,
+    refuse_changed,
+    specification,
+    static_fields,
+)
+from data_prep.stats import check_loss, fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
-from slams.contracts.archive import STATISTICS, Archive, create, extend, finish, open_archive
+from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
 from slams.contracts.envelope import is_finished
 
+Files = dict[str, list[list[str | int]]]
 N_NAMED_DAYS = 5
 MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
 
@@ -46,7 +55,7 @@ def _state(config: ArchiveConfig, n_days: int) -> str:
     old = _grows(config)
     if old is not None:
         return f"to be extended by {n_days - len(old.time)} days"
-    is_finished(path, open_archive(path).attributes["config"], to_dict(config))  # or refused
+    _stands(config)  # or refused
     return "stands already"
 
 
@@ -54,31 +63,59 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
     """Write the archive, or the days that it lacks, unless it stands already.
 
     Raises:
-        SourceError: a raw file that is missing or not what it should be.
-        ValueError: more days of a modality are missing than allowed.
+        SourceError: a raw file that is missing, not what it should be, or not what it was when the archive was made.
+        ValueError: more days of a modality are missing than allowed, or its decimals are too few for its values.
         ContractError: an archive of another form stands there.
     """
     work = Work(Path(config.path))
     work.tidy()
-    old, path = _grows(config), work.path
-    if old is None and path.exists() and is_finished(path, open_archive(path).attributes["config"], to_dict(config)):
+    old = _grows(config)
+    if old is None and _stands(config):
         return
+    if old is not None:
+        refuse_changed(old.raw_files(), config.path)
     files, time = fingerprints(config), period(config)
+    n_before = 0 if old is None else len(old.time)
     fields = opened(config, files)
-    absent = {name: np.setdiff1d(time, days_of(field)).astype(str).tolist() for name, field in fields.items()}
-    _check_missing(absent, time, config)
-    group = _begun(work, config, {"config": to_dict(config), "files": files}, _run_numbers(fields, time), old)
-    every = blocks(group, list(fields), len(time))
-    taken = [block for block in every if old is not None and block.stop <= len(old.time)]
-    written = [block for block in every if block not in taken]
+    run, names = _run_numbers(fields["temperature"], time, old)
+    absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
+    _check_missing(_missing_days(absent, old), time, config)
+    group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
+    written = [block for block in blocks(group, list(fields), len(time)) if block.stop > n_before]
     with workers(whole.workers) as in_order:
-        told = work.complete(Writer(config, files, work.aside, time[0]), written, in_order, "archive")
-    missing = _missing_days(written, told, taken, old, time)
+        told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
+    found: dict[str, list[str]] = {name: [] for name in fields}
+    for block, said in zip(written, told, strict=True):
+        found[block.modality] += said["missing_days"]
+    missing = _missing_days(found, old)
     _check_missing(missing, time, config)
-    group.attrs.update(_attributes(config) | {"missing_days": missing})
-    archive = open_archive(work.aside)
-    finish(work.aside, *fit_statistics(archive, config.normalise, config.log_precipitation, static_fields(config)))
+    group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
+    _finish(work.aside, config, old, files)
     work.become()
+
+
+def _stands(config: ArchiveConfig) -> bool:
+    """Whether the archive stands already, made by this configuration of what the raw files still hold; or refused."""
+    path = Path(config.path)
+    if not path.exists() or not is_finished(path, (found := open_archive(path)).attributes["config"], to_dict(config)):
+        return False
+    refuse_changed(found.raw_files(), config.path)
+    return True
+
+
+def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files) -> None:
+    """Add the statistics, once it is known that the decimals that were kept suffice, and what it was made of."""
+    archive = open_archive(folder, is_whole=False)
+    static = static_fields(config) if old is None else old.statistics().static
+    statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
+    check_loss(archive, global_std)
+    finish(folder, statistics, global_std, _raw_files(files, old))
+
+
+def _raw_files(files: Files, old: Archive | None) -> Files:
+    """Those of the archive that stands, some of which may be gone, and those that are there."""
+    before = {} if old is None else old.raw_files()
+    return {name: sorted({at[0]: at for at in before.get(name, []) + now}.values()) for name, now in files.items()}
 
 
 def _grows(config: ArchiveConfig) -> Archive | None:
@@ -104,9 +141,9 @@ def _begun(
         return zarr.open_group(work.aside, mode="r+", use_consolidated=False)
     time = period(config)
     if old is None:
-        group = create(work.aside, specification(config), time, run, _attributes(config), config.decimals)
+        group = create(work.aside, specification(config), time, run, _attributes(config), kept_decimals(config))
     else:
-        shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS))
+        shutil.copytree(old.path, work.aside, copy_function=_link, ignore=shutil.ignore_patterns(STATISTICS, RAW_FILES))
         group = extend(work.aside, time, run)
     work.begun(made_of)
     return group
@@ -120,18 +157,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _missing_days(
-    written: list[Block], told: list[dict[str, Any]], taken: list[Block], old: Archive | None, time: np.ndarray
-) -> dict[str, list[str]]:
-    """Days on which a modality holds no value, those its files lack among them."""
-    found: dict[str, list[str]] = {block.modality: [] for block in written}
-    for block in taken:
-        days = set(time[block.start : block.stop].astype(str))
-        before = [] if old is None else old.attributes["missing_days"][block.modality]
-        found[block.modality] += [day for day in before if day in days]
-    for block, said in zip(written, told, strict=True):
-        found[block.modality] += said["missing_days"]
-    return found
+def _missing_days(found: dict[str, list[str]], old: Archive | None) -> dict[str, list[str]]:
+    """Those of the archive that stands, as it recorded them, and those found after it."""
+    before = {} if old is None else old.attributes["missing_days"]
+    return {name: before.get(name, []) + days for name, days in found.items()}
 
 
 def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: ArchiveConfig) -> None:
@@ -145,14 +174,21 @@ def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: Arch
             )
 
 
-def _run_numbers(fields: dict[str, xr.DataArray], time: np.ndarray) -> np.ndarray:
-    """Number of the continuous record that each day belongs to, by the sources' own names for their runs."""
-    field = fields["temperature"]
-    names = np.asarray(field["run"].values).astype(str)
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    by_day = {day: order[name] for day, name in zip(days_of(field), names, strict=True)}
-    number, numbers = 0, []
-    for day in time:
-        number = by_day.get(day, number)
+def _run_numbers(field: xr.DataArray, time: np.ndarray, old: Archive | None) -> tuple[np.ndarray, list[str]]:
+    """Number of the continuous record that each day belongs to, by the sources' own names for their runs; the names.
+
+    What the archive that stands says of its days is taken over. Where it is too old to name its runs, only a record
+    without a name, as observations and reanalyses are, goes on.
+    """
+    days, run_of = days_of(field), np.asarray(field["run"].values).astype(str)
+    before = np.zeros(0, np.int32) if old is None else old.run
+    names = [] if old is None else list(old.attributes.get("runs", [""] * (int(before[-1]) + 1)))
+    by_day = dict(zip(days, run_of, strict=True))
+    number, numbers = (int(before[-1]) if len(before) else 0), []
+    for day in time[len(before) :]:
+        if (name := by_day.get(day)) is not None:
+            if name not in names:
+                names.append(name)
+            number = names.index(name)
         numbers.append(number)
-    return np.array(numbers, np.int32)
+    return np.concatenate([before, np.array(numbers, np.int32)]), names

@@ -52,25 +52,31 @@ class Writer:
         files: what `fingerprints` says of its raw files.
         folder: the archive aside.
         first_day: of the archive.
+        n_before: days from the first on that it holds already; their raw files are not read.
     """
 
     config: ArchiveConfig
     files: dict[str, list[list[str | int]]]
     folder: Path
     first_day: np.datetime64
+    n_before: int = 0
 
     def __call__(self, block: Block) -> dict[str, Any]:
-        """Write a block; says on which of its days there is no value."""
+        """Write a block; says which of its new days are missing: no value, or none of a level."""
         field = opened(self.config, self.files)[block.modality]
-        days = (days_of(field) - self.first_day).astype(int) - block.start
-        found = np.flatnonzero((days >= 0) & (days < block.stop - block.start))
-        if not len(found):  # what is not written reads as missing
-            return {"missing_days": (self.first_day + np.arange(block.start, block.stop)).astype(str).tolist()}
-        values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
-        values[days[found]] = field[found].compute(scheduler="synchronous").values
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
-        write_block(group, block.modality, block.start, values)
-        missing = np.flatnonzero(~np.isfinite(values).any(axis=tuple(range(1, values.ndim))))
+        values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
+        held = max(0, self.n_before - block.start)
+        values[:held] = array(group, block.modality)[block.start : block.start + held]
+        days = (days_of(field) - self.first_day).astype(int) - block.start
+        found = np.flatnonzero((days >= held) & (days < len(values)))
+        if len(found):
+            values[days[found]] = field[found].compute(scheduler="synchronous").values
+        is_empty = ~np.isfinite(values[held:]).any(axis=(-2, -1))
+        missing = held + np.flatnonzero(is_empty.reshape(len(values) - held, -1).any(axis=1))
+        values[missing] = np.nan  # half a profile is no state
+        if len(found):  # what is not written reads as missing
+            write_block(group, block.modality, block.start, values)
         return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
 
 

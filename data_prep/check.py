@@ -110,7 +110,12 @@ def _weights(opened: Bundle, kind: str) -> Iterator[str]:
 def _shards(path: str) -> list[Step]:
     manifest = open_shards(path, complete=False)
     tars = (partial(_shard, manifest, i) for i in range(len(manifest.files)))
-    return [partial(_statistics, manifest), partial(_order, manifest), *tars]
+    return [partial(_sealed, manifest), partial(_statistics, manifest), partial(_order, manifest), *tars]
+
+
+def _sealed(manifest: Manifest) -> Iterable[str]:
+    manifest.check()
+    return ()
 
 
 def _order(manifest: Manifest) -> Iterator[str]:

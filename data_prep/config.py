@@ -45,6 +45,7 @@ class VariableConfig:
         valid_range: smallest and largest value allowed; any other is refused.
         on_levels: whether it has the levels of temperature.
         regrid: how it comes onto the grid.
+        decimals: of each value that are kept, in its unit; null keeps as many as `ArchiveConfig.decimals` says.
     """
 
     name: str
@@ -55,8 +56,10 @@ class VariableConfig:
     valid_range: list[float]
     on_levels: bool = True
     regrid: Literal["conservative", "bilinear", "nearest"] = "conservative"
+    decimals: int | None = None
 
     def __post_init__(self) -> None:
+        _check_decimals(self.decimals)
         if self.name in (*(source.name for source in fields(SourcesConfig)), *AXES):
             raise ValueError(f"name: {self.name!r} is taken")
         if len(self.valid_range) != 2 or not self.valid_range[0] < self.valid_range[1]:
@@ -78,7 +81,8 @@ class ArchiveConfig:
         normalise: ``scalar`` (the paper) or ``anomaly`` (from a smooth day-of-year climatology).
         log_precipitation: standardise log(1 + rain) in place of rain.
         variables: further variables of the state, after the others in channel order.
-        decimals: of each value that are kept, in its unit (2: an error of 0.005 at most); null keeps every bit.
+        decimals: of each value that are kept, in its unit (2: an error of 0.005 at most); null keeps every bit. An
+            error of more than a hundredth of a channel's standard deviation is refused.
         regrid: the method of each modality.
     """
 
@@ -98,8 +102,7 @@ class ArchiveConfig:
     regrid: RegridConfig = field(default_factory=RegridConfig)
 
     def __post_init__(self) -> None:
-        if self.decimals is not None and self.decimals < 0:
-            raise ValueError(f"decimals: {self.decimals} is not allowed; at least 0, or null")
+        _check_decimals(self.decimals)
         Grid(self.n_latitude, self.n_longitude)
         if len({variable.name for variable in self.variables}) < len(self.variables):
             raise ValueError("variables: no name may stand twice")
@@ -114,6 +117,11 @@ class ArchiveConfig:
             raise ValueError(f"missing_days_allowed: {self.missing_days_allowed} is not allowed; at least 0")
         if not self.level_hpa or len(set(self.level_hpa)) != len(self.level_hpa):
             raise ValueError(f"level_hpa: {self.level_hpa} is not allowed; at least one level, each once")
+
+
+def _check_decimals(decimals: int | None) -> None:
+    if decimals is not None and decimals < 0:
+        raise ValueError(f"decimals: {decimals} is not allowed; at least 0, or null")
 
 
 def _years(name: str, value: list[int]) -> tuple[int, int]:

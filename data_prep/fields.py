@@ -37,6 +37,13 @@ def _levels(config: ArchiveConfig, variable: VariableConfig) -> tuple[int, ...]:
     return tuple(config.level_hpa) if variable.on_levels else ()
 
 
+def kept_decimals(config: ArchiveConfig) -> dict[str, int]:
+    """How many decimals of each modality are kept; all of one that is not named."""
+    given = dict.fromkeys(specification(config).names, config.decimals)
+    given |= {variable.name: variable.decimals for variable in config.variables if variable.decimals is not None}
+    return {name: decimals for name, decimals in given.items() if decimals is not None}
+
+
 def period(config: ArchiveConfig) -> np.ndarray:
     """Every day of the archive, datetime64[D]."""
     years = [*config.train_years, *config.validation_years, *config.test_years]
@@ -83,12 +90,38 @@ def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:
 
 
 def fingerprints(config: ArchiveConfig) -> dict[str, list[list[str | int]]]:
-    """Name, size and time of change of every raw file, by modality: whether they are still those that were read."""
+    """Name, size and time of change of every raw file, by modality: whether they are still those that were read.
+
+    Under ``static`` that of the static fields, if it is there.
+    """
     sources = config.sources
     patterns = {"temperature": sources.temperature, "precipitation": sources.precipitation, "olr": sources.olr}
     given = {name: pattern for name, pattern in patterns.items() if pattern}
     given |= {variable.name: variable.files for variable in config.variables}
-    return {name: [fingerprint(path) for path in _files(name, pattern)] for name, pattern in given.items()}
+    found = {name: _files(name, pattern) for name, pattern in given.items()}
+    found["static"] = find_files(sources.static)[:1] if sources.static else []
+    return {name: [fingerprint(path) for path in paths] for name, paths in found.items()}
+
+
+def refuse_changed(raw_files: dict[str, list[list[str | int]]], archive: str) -> None:
+    """Refuse to let an archive stand, or grow, whose raw files are others than when it was made. They may be gone.
+
+    Arguments:
+        raw_files: what `fingerprints` said when it was made.
+
+    Raises:
+        SourceError: naming the first of those that changed.
+    """
+    for path, *before in (entry for entries in raw_files.values() for entry in entries):
+        try:
+            _, *now = fingerprint(str(path))
+        except (SourceError, OSError):  # gone, or out of reach
+            continue
+        if now != before:
+            raise SourceError(
+                f"{path}: has changed since {archive} was made of it; remove {archive} to build it anew, or put "
+                "back the file as it was"
+            )
 
 
 def days_of(field: xr.DataArray) -> np.ndarray:

@@ -7,26 +7,29 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, FileIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from data_prep.config import PrepConfig, ShardsConfig
+from data_prep.config import ArchiveConfig, PrepConfig, ShardsConfig
 from data_prep.fields import specification
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.ahead import ahead
 from slams.config import to_dict
-from slams.contracts.archive import open_archive
-from slams.contracts.envelope import header, is_finished, sha256, write_json
+from slams.contracts.archive import Archive, open_archive
+from slams.contracts.envelope import SEAL, ContractError, header, is_finished, seal, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
+from slams.contracts.storage import writing
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
 USTAR = tarfile.USTAR_FORMAT
+NO_CONTENT = ("path", "missing_days_allowed")  # of the archive's section: they change nothing that it holds
+LISTS = ("archive.variables",)  # of sections
 USUAL_RATIO = 2  # by which frames are compressed
 FRAMES_AT_ONCE = 8
 Timed = tuple[np.datetime64, int, np.ndarray]
@@ -45,13 +48,14 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     """Write the shards of every split's days, unless they stand already.
 
     Raises:
-        ContractError: no archive, or shards of another configuration in the way.
+        ContractError: no archive, one of another configuration, or shards of another configuration in the way.
     """
     work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
     work.tidy()
     if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
         return
     archive = open_archive(whole.archive.path)
+    _check_make(archive, whole.archive)
     made_of = {"config": made_by, "statistics": archive.attributes["statistics_sha256"]}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
@@ -65,6 +69,32 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     document = {"config": made_by, "content": "state", "splits": archive.splits}
     write_manifest(work.aside, shards, archive.spec, archive.statistics(), config.keepbits, document)
     work.become()
+
+
+def _check_make(archive: Archive, config: ArchiveConfig) -> None:
+    """Refuse an archive that the configuration's own section would not make.
+
+    Raises:
+        ContractError: naming the first field that differs.
+    """
+    made_by = {key: value for key, value in archive.attributes["config"].items() if key not in NO_CONTENT}
+    for name, found, wanted in _differences(made_by, to_dict(config), "archive"):
+        raise ContractError(
+            f"{archive.path}: was made with {name}={found!r}, but the configuration has {wanted!r}; give the one that "
+            "it was made with, or another archive.path"
+        )
+
+
+def _differences(found: Any, wanted: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of every field that differs; one that is newer than what was found does not count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in found:
+            yield from _differences(found[key], wanted.get(key), f"{name}.{key}")
+    elif isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted) and name in LISTS:
+        for i, pair in enumerate(zip(found, wanted, strict=True)):
+            yield from _differences(*pair, f"{name}.{i}")
+    elif found != wanted:
+        yield name, found, wanted
 
 
 @dataclass(frozen=True)
@@ -129,10 +159,18 @@ def write_shards(
 
 
 def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str, Any]:
-    """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest."""
+    """Write frames (valid day, run, values (C, H, W)) and return the shard's entry in the manifest.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     found: list[dict[str, Any]] = []
     shape: tuple[int, ...] = ()
-    with path.open("wb") as file, tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar:
+    # unbuffered: what a full disk refused would be refused again on closing, in other words
+    with (
+        path.open("wb", buffering=0) as file,
+        tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar,
+    ):
         for time, run, data, of_frame in chain.from_iterable(ahead(encoded(frames, keepbits))):
             member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
             member.size = len(data)
@@ -155,14 +193,18 @@ def encoded(frames: Iterable[Timed], keepbits: int) -> Iterator[list[tuple[Any, 
 
 
 class Hashed:
-    """A file whose checksum is known when it is written, with no second look at it."""
+    """An unbuffered file whose checksum is known when it is written, with no second look at it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        left = memoryview(data)
+        with writing(self.file.name):
+            while left:
+                left = left[self.file.write(left) :]
+        return len(data)
 
     def tell(self) -> int:
         return self.file.tell()
@@ -190,4 +232,4 @@ def write_manifest(
     manifest |= {"spec": spec.to_json(), "shape": filled[0]["shape"] if filled else []}
     manifest |= {"codec": {"bitround_keepbits": keepbits, "compressor": COMPRESSOR.get_config()}}
     manifest |= {"statistics_sha256": sha256(folder / "statistics.safetensors"), "shards": entries}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {SEAL: seal(manifest)})

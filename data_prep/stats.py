@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from typing import cast
 
 import numpy as np
+import zarr
 
 from slams.ahead import ahead
-from slams.contracts.archive import Archive
+from slams.contracts.archive import Archive, array
 from slams.statistics import Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
+BAND_BYTES = 2**24
 THREADS = 2  # more would hold more days at once
+LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
@@ -39,14 +42,13 @@ def fit_statistics(
     log1p = np.array([log_precipitation and m.name == "precipitation" for m in archive.spec.modalities])
     area = archive.spec.grid.area_weights
     log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
-    empty = partial(Sums.empty, n_channels=archive.spec.n_channels, shape_HW=archive.spec.grid.shape)
-    sums = empty(n_basis)
-    untransformed = empty(1) if log1p.any() else sums
+    sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
+    untransformed = Sums.empty(1, int(log1p.sum()), archive.spec.grid.shape)
     for block, x in _read(archive, days):
         features = day_features(archive.time[block])
         sums.add(transformed(x, log1p), features)
-        if untransformed is not sums:
-            untransformed.add(x, features)
+        if log1p.any():
+            untransformed.add(x[:, log1p], features)
     most = sums.count.max(axis=(1, 2), keepdims=True)
     observed = (sums.count > 0) & (sums.count >= OBSERVED_SHARE * most)
     for name, seen in zip(archive.spec.channel_names, observed, strict=True):
@@ -54,13 +56,35 @@ def fit_statistics(
             raise ValueError(f"{archive.path}: {name} is missing on every train day")
     if most.max() < YEAR_DAYS:
         sums = sums.of_the_mean()  # there is no annual cycle to fit
-    harmonics = _scalar_mean(sums, area) if kind == "scalar" else sums.solve(observed)
-    weight = area * observed
-    std = np.sqrt((sums.squares(harmonics) * weight).sum((1, 2)) / (sums.count * weight).sum((1, 2)))
-    return (
-        Statistics(harmonics.astype(np.float32), std.astype(np.float32)[:, None, None], log1p, observed, static),
-        _global_std(untransformed, area),
-    )
+    harmonics, std = _scalar(sums, observed, area) if kind == "scalar" else _fitted(sums, observed, area)
+    others = iter(untransformed.channels())
+    global_std = [
+        _global_std(next(others) if log else of, area) for of, log in zip(sums.channels(), log1p, strict=True)
+    ]
+    return Statistics(harmonics, std.astype(np.float32)[:, None, None], log1p, observed, static), global_std
+
+
+def check_loss(archive: Archive, global_std: list[float]) -> None:
+    """Refuse to keep so few decimals of a channel that they cost more than `LOSS_SHARE` of its standard deviation.
+
+    Arguments:
+        global_std: what `fit_statistics` says of each channel.
+
+    Raises:
+        ValueError: naming the channel, what a value may be moved by, and the standard deviation.
+    """
+    group = zarr.open_group(str(archive.path), mode="r", use_consolidated=False)
+    attributes = {modality.name: array(group, modality.name).attrs for modality in archive.spec.modalities}
+    channels = [(m, name) for m in archive.spec.modalities for name in m.channel_names]
+    for (modality, name), std in zip(channels, global_std, strict=True):
+        kept = attributes[modality.name].get("decimals")
+        bound = cast("float | None", attributes[modality.name].get("loss_bound"))
+        if bound is not None and not bound <= LOSS_SHARE * std:
+            raise ValueError(
+                f"archive.decimals: {kept} of {modality.name} may move a value by {bound:g} {modality.units}, but "
+                f"the standard deviation of {name} is {std:.2g}; at most {LOSS_SHARE:g} of it is "
+                "allowed, so keep more decimals"
+            )
 
 
 def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:
@@ -80,7 +104,8 @@ class Sums:
     """Sums over days for a least-squares fit on K functions of the day, cell by cell, values may be missing.
 
     Two of them over different days add up to that over all. The matrices of a channel are kept cell by cell only
-    where something is missing; elsewhere they are the same.
+    where something is missing; elsewhere they are the same. What is computed of them is computed by bands of latitude:
+    at 0.25 degrees the matrices of one channel are 0.2 GiB.
 
     Arguments:
         pairs: sum of b b' over all days, (K, K).
@@ -99,7 +124,8 @@ class Sums:
     @classmethod
     def empty(cls, n_basis: int, n_channels: int, shape_HW: tuple[int, int]) -> Sums:
         shape = (n_channels, *shape_HW)
-        return cls(np.zeros((n_basis, n_basis)), np.zeros((n_basis, *shape)), np.zeros(shape), np.zeros(shape))
+        right, square, count = np.zeros((n_basis, *shape)), np.zeros(shape), np.zeros(shape, np.int32)
+        return cls(np.zeros((n_basis, n_basis)), right, square, count)
 
     def add(self, x_LCHW: np.ndarray, features_LK: np.ndarray) -> None:
         """Further days; features beyond the first K are not used."""
@@ -113,22 +139,42 @@ class Sums:
             x[~seen] = 0
             self.right[:, channel] += np.einsum("lk,lhw->khw", basis, x)  # BLAS would start threads of its own
             self.square[channel] += np.einsum("lhw,lhw->hw", x, x)
-            self.count[channel] += seen.sum(axis=0)
+            self.count[channel] += seen.sum(axis=0, dtype=np.int32)
             if not seen.all():
-                self._lack(channel, np.einsum("lkm,lhw->kmhw", pairs, (~seen).astype(np.float64)))
+                self._lack(channel, pairs, ~seen)
 
         with ThreadPoolExecutor(THREADS) as threads:  # a channel's sums are its own
             list(threads.map(add_channel, range(x_LCHW.shape[1])))
 
-    def _lack(self, channel: int, pairs_KKHW: np.ndarray) -> None:
-        self.lacking[channel] = self.lacking[channel] + pairs_KKHW if channel in self.lacking else pairs_KKHW
+    def _lack(self, channel: int, pairs_LKK: np.ndarray, unseen_LHW: np.ndarray) -> None:
+        if channel not in self.lacking:
+            self.lacking[channel] = np.zeros((*self.pairs.shape, *unseen_LHW.shape[1:]))
+        for rows in self.bands():
+            unseen = unseen_LHW[:, rows].astype(np.float64)
+            self.lacking[channel][..., rows, :] += np.einsum("lkm,lhw->kmhw", pairs_LKK, unseen)
 
     def __add__(self, other: Sums) -> Sums:
         found = Sums(*(getattr(self, name) + getattr(other, name) for name in ("pairs", "right", "square", "count")))
         found.lacking = dict(self.lacking)
         for channel, pairs in other.lacking.items():
-            found._lack(channel, pairs)
+            found.lacking[channel] = found.lacking[channel] + pairs if channel in found.lacking else pairs
         return found
+
+    def bands(self) -> list[slice]:
+        """Rows in bands of which the matrices of a channel take `BAND_BYTES` at most."""
+        n_rows, n_columns = self.square.shape[1:]
+        size = max(1, BAND_BYTES // (self.pairs.nbytes * n_columns))
+        return [slice(start, start + size) for start in range(0, n_rows, size)]
+
+    def channels(self) -> Iterator[Sums]:
+        """Those of each channel, a view."""
+        return (self.part(channel, slice(None)) for channel in range(len(self.square)))
+
+    def part(self, channel: int, rows: slice) -> Sums:
+        """Those of some rows of a channel, a view."""
+        only = slice(channel, channel + 1)
+        lacking = {0: self.lacking[channel][..., rows, :]} if channel in self.lacking else {}
+        return Sums(self.pairs, self.right[:, only, rows], self.square[only, rows], self.count[only, rows], lacking)
 
     def of_the_mean(self) -> Sums:
         """Those of a fit on the first function alone."""
@@ -157,11 +203,40 @@ class Sums:
         return self.pairs[..., None, None] - self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
 
 
-def _scalar_mean(sums: Sums, area: np.ndarray) -> np.ndarray:
-    return ((sums.right[:1] * area).sum((2, 3)) / (sums.count * area).sum((1, 2)))[:, :, None, None]
+def _fitted(sums: Sums, observed: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients at each cell, float32 (K, C, H, W), and standard deviations of what they leave, (C,)."""
+    harmonics = np.zeros(sums.right.shape, np.float32)
+    deviations = []
+    for channel, seen in enumerate(observed):
+        squares = np.empty(seen.shape)
+        for rows in sums.bands():
+            part = sums.part(channel, rows)
+            solution = part.solve(seen[None, rows])
+            harmonics[:, channel, rows] = solution[:, 0]
+            squares[rows] = part.squares(solution)[0]
+        deviations.append(_deviation(squares, sums.count[channel], area * seen))
+    return harmonics, np.array(deviations)
 
 
-def _global_std(sums: Sums, area: np.ndarray) -> list[float]:
-    """Of each channel over all cells and days, around its global mean."""
-    square = (sums.of_the_mean().squares(_scalar_mean(sums, area)) * area).sum((1, 2))
-    return [float(value) for value in np.sqrt(square / (sums.count * area).sum((1, 2)))]
+def _scalar(sums: Sums, observed: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One mean a channel, float32 (1, C, 1, 1), and standard deviations around it, (C,)."""
+    means = [_mean(of, area) for of in sums.channels()]
+    pairs = zip(sums.channels(), means, observed, strict=True)
+    deviations = [_deviation(of.squares(mean)[0], of.count[0], area * seen) for of, mean, seen in pairs]
+    return np.concatenate(means, axis=1).astype(np.float32), np.array(deviations)
+
+
+def _mean(of_channel: Sums, area: np.ndarray) -> np.ndarray:
+    """Over all cells and days, (1, 1, 1, 1)."""
+    mean = (of_channel.right[0, 0] * area).sum() / (of_channel.count[0] * area).sum()
+    return np.full((1, 1, 1, 1), mean)
+
+
+def _deviation(squares_HW: np.ndarray, count_HW: np.ndarray, weight_HW: np.ndarray) -> float:
+    return float(np.sqrt((squares_HW * weight_HW).sum() / (count_HW * weight_HW).sum()))
+
+
+def _global_std(of_channel: Sums, area: np.ndarray) -> float:
+    """Over all cells and days, around the global mean."""
+    of_mean = of_channel.of_the_mean()
+    return _deviation(of_mean.squares(_mean(of_mean, area))[0], of_mean.count[0], area)

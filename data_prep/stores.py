@@ -19,8 +19,8 @@ from data_prep.sources.cpc import PRECIPITATION
 from data_prep.sources.era5 import TEMPERATURE
 from data_prep.sources.olr import OLR
 from slams.contracts.analysis import Analysis, open_analysis
-from slams.contracts.archive import Archive, array, open_archive
-from slams.contracts.envelope import ContractError
+from slams.contracts.archive import METADATA, Archive, array, open_archive
+from slams.contracts.envelope import ContractError, read_json
 from slams.contracts.gridded import PARTS
 from slams.contracts.observations import CHECKED_DAYS, Fingerprint, Observations, open_observations
 from slams.contracts.shards import Manifest
@@ -148,6 +148,7 @@ def _daily(path: Path, time: np.ndarray) -> Iterator[str]:
 def _archive(path: str) -> list[Step]:
     opened, group = open_archive(path), _group(path)
     steps: list[Step] = [partial(_daily, opened.path, opened.time), partial(_summary, opened)]
+    steps.append(partial(_gathered, opened.path))
     for modality in opened.spec.modalities:
         field = array(group, modality.name)
         steps += [partial(_days, opened, field, modality, where) for where in parts(field)]
@@ -165,7 +166,16 @@ def _summary(opened: Archive) -> Iterator[str]:
     for name, days in opened.attributes["missing_days"].items():
         for day in np.setdiff1d(np.array(days, "datetime64[D]"), opened.time):
             yield f"{opened.path}: {day}: listed as missing for {name}, but outside the archive"
+    opened.raw_files()
     opened.statistics()
+
+
+def _gathered(path: Path) -> Iterator[str]:
+    """Each array's own metadata, which a reader may take in place of those that are gathered beside the checksum."""
+    gathered = read_json(path / METADATA, "the metadata of an archive")["consolidated_metadata"]["metadata"]
+    for name, metadata in gathered.items():
+        if read_json(path / name / METADATA, f"the metadata of {name}") != metadata:
+            yield f"{path / name / METADATA}: not what {path / METADATA} says of it; one of them was changed or damaged"
 
 
 def _days(opened: Archive, field: zarr.Array[Any], modality: Modality, where: Region) -> Iterator[str]:

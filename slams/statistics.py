@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save_file
 
 Kind = Literal["scalar", "anomaly"]
@@ -82,10 +83,17 @@ class Statistics:
         return self.log1p[:, None, None]
 
     def save(self, path: Path) -> None:
-        """Write as safetensors."""
+        """Write as safetensors.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
         arrays = {"harmonics": self.harmonics, "std": self.std, "log1p": self.log1p, "observed": self.observed}
         arrays |= {f"static.{name}": value for name, value in self.static.items()}
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        try:
+            save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from error
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -1,6 +1,7 @@
 """An archive is the same bytes whatever stopped its making, whoever made it, and however it grew."""
 
 import hashlib
+import json
 import os
 import random
 import re
@@ -37,9 +38,10 @@ def tree(folder):
 
 
 def assert_same_tree(left, right, document="zarr.json"):
-    """But for its own path, which stands in its attributes, and the commit, which may change under a test."""
+    """But for its own path, which its attributes and so their checksum have, and the commit, which may change."""
     found, expected = tree(left), tree(right)
-    texts = [re.sub('"commit": "[^"]*"', "", (folder / document).read_text()) for folder in (left, right)]
+    own = '"(commit|document_sha256)": "[^"]*"'
+    texts = [re.sub(own, "", (folder / document).read_text()) for folder in (left, right)]
     assert texts[0].replace(str(left), str(right)) == texts[1]
     del found[document], expected[document]
     assert found == expected
@@ -164,22 +166,88 @@ def four_years(tmp_path_factory):
     return folder
 
 
-def test_an_archive_that_grew_is_the_one_made_at_once(four_years, tmp_path):
-    """What it held is not read again: the first year's file says something else by then. Also after a stop."""
-    at_once, grown = tmp_path / "at_once", tmp_path / "grown"
-    longer = "archive.test_years=[2003,2004]"
-    assert prepare(words(four_years, f"archive.path={at_once}", longer)) == 0
-    assert prepare(words(four_years, f"archive.path={grown}")) == 0
+def gone(raw, *years):
+    for year in years:
+        for name in FILES.values():
+            (raw / f"{name}.{year}.nc").unlink()
+    (raw / "static.nc").unlink()
+
+
+@pytest.fixture
+def longer(four_years, tmp_path):
+    """Configuration and raw files of four years, in two runs, with a day missing in the first and in the last."""
+    raw = tmp_path / "raw"
+    shutil.copytree(four_years / "raw", raw)
+    write_prep(tmp_path, raw)
+    config = yaml.safe_load((tmp_path / "prep.yaml").read_text())
+    config["archive"] |= {"missing_days_allowed": 2}
+    config["archive"]["sources"]["static"] = f"{raw}/static.nc"
+    (tmp_path / "prep.yaml").write_text(yaml.safe_dump(config))
+    for year in (2001, 2004):
+        spoil(raw, "temperature", lambda dataset: dataset.drop_isel(time=300), year)
+    for year in (2003, 2004):
+        spoil(raw, "temperature", lambda dataset: dataset.assign_attrs(simulation_run="second"), year)
+    return tmp_path
+
+
+def test_an_archive_that_grew_is_the_one_made_at_once(longer, tmp_path):
+    """With what it held from the archive itself: the raw files of those years are gone by then. Also after a stop."""
+    at_once, grown, raw = tmp_path / "at_once", tmp_path / "grown", longer / "raw"
+    years = "archive.test_years=[2003,2004]"
+    assert prepare(words(longer, f"archive.path={at_once}", years)) == 0
+    assert prepare(words(longer, f"archive.path={grown}")) == 0
     before = open_archive(grown)
-    spoil(four_years / "raw", "temperature", lambda dataset: dataset.assign(t=dataset.t + 1), year=2001)
-    process = start(four_years, f"archive.path={grown}", longer)
+    assert before.attributes["missing_days"]["temperature"] == ["2001-10-28"] and before.run.max() == 1
+    gone(raw, 2001, 2002, 2003)
+    process = start(longer, f"archive.path={grown}", years)
     wait_for(tmp_path / "grown.marks", "*-*.json", 1)
     process.kill()
     process.wait()
     assert len(open_archive(grown).time) == len(before.time)  # still there for those who read it
-    assert prepare(words(four_years, f"archive.path={grown}", longer)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "grown"]
+    assert prepare(words(longer, f"archive.path={grown}", years)) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at_once", "grown", "prep.yaml", "raw"]
     assert_same_tree(grown, at_once)
+    found = open_archive(grown)
+    assert found.attributes["missing_days"]["temperature"] == ["2001-10-28", "2004-10-27"]
+    assert (found.run == np.repeat([0, 1], [730, 731])).all()
+    assert prepare(["check", str(grown)]) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["archive.test_years=[2003,2004]"]])
+@pytest.mark.parametrize("name", [*FILES, "static"])
+def test_raw_files_that_changed_do_not_pass_for_those_it_was_made_of(longer, capsys, name, more):
+    """It neither stands nor grows silently; those that are gone are no matter, nor are those that nobody used."""
+    assert prepare(words(longer)) == 0
+    before = tree(longer / "archive")
+    gone(longer / "raw", 2001)
+    assert prepare(words(longer)) == 0
+    path = longer / "raw" / (f"{FILES[name]}.2002.nc" if name in FILES else "static.nc")
+    path.write_bytes(b"another")
+    assert prepare(words(longer, *more)) == 2
+    said = capsys.readouterr().err
+    assert f"{path}: has changed since {longer}/archive was made of it; remove {longer}/archive to build" in said
+    assert said.count("\n") == 1 and tree(longer / "archive") == before
+    path.unlink()
+    assert prepare(words(longer)) == 0 and tree(longer / "archive") == before
+
+
+def test_the_list_of_raw_files_has_a_checksum(longer, capsys):
+    assert prepare(words(longer)) == 0
+    listed = longer / "archive" / "raw_files.json"
+    assert sorted(json.loads(listed.read_text())) == ["olr", "precipitation", "static", "temperature"]
+    listed.write_text(listed.read_text().replace("2002", "2012"))
+    assert prepare(words(longer)) == 2 and f"{listed}: the checksum does not match" in capsys.readouterr().err
+    assert prepare(["check", str(longer / "archive")]) == 1
+
+
+def test_missing_days_of_what_grew_count_together(longer, capsys):
+    one = "archive.missing_days_allowed=1"
+    assert prepare(words(longer, one)) == 0
+    gone(longer / "raw", 2001, 2002)
+    assert prepare(words(longer, one, "archive.test_years=[2003,2004]")) == 2
+    assert "2 of the 1461 days from 2001-01-01 to 2004-12-31 are missing (2001-10-28, 2004-10-27)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_an_archive_of_another_form_is_not_touched(made, capsys):

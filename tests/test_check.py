@@ -5,6 +5,7 @@ The contracts are written by their own writers, small, and then spoiled with pla
 
 import io
 import json
+import re
 import shutil
 import tarfile
 
@@ -17,7 +18,9 @@ from data_prep.__main__ import main
 from data_prep.shards import write_shards
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import write_bundle
+from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Gridded, Operator, Stations, write_observations
+from slams.contracts.shards import open_shards
 from slams.spec import OLR, Grid, Modality, StateSpec
 from slams.statistics import Statistics
 
@@ -55,6 +58,7 @@ def write_set(folder, content):
     folder.mkdir()
     x = (weather() - statistics().mean(DAYS)) / 5
     document = {"config": {}, "content": content, "splits": {"train": [2001, 2001]}}
+    document |= {"latent": {"mean": [0.125] * CHANNELS, "std": [1.0] * CHANNELS}} if content == "latent" else {}
     kept = [(day, 0, frame) for day, frame in zip(DAYS, x, strict=True) if str(day) != GONE]
     write_shards(folder, kept, spec=SPEC, statistics=statistics(), frames_per_shard=60, keepbits=12, document=document)
 
@@ -326,8 +330,9 @@ def test_a_day_that_stands_twice(spoilt, check):
         frames[5]["time"] = frames[4]["time"]
 
     change_json(spoilt / "states/manifest.json", twice)
-    lines = check(spoilt / "states", 1)
-    assert lines[0].startswith(f"{spoilt}/states/manifest.json: {DAYS[4]}: follows {DAYS[4]}")
+    damaged, order, *_ = check(spoilt / "states", 1)
+    assert damaged.startswith(f"{spoilt}/states/manifest.json: the checksum of its own content")
+    assert order.startswith(f"{spoilt}/states/manifest.json: {DAYS[4]}: follows {DAYS[4]}")
 
 
 @pytest.mark.parametrize(("kind", "told"), [("state", "temperature_850 is "), ("latent", "latents are not finite")])
@@ -339,6 +344,69 @@ def test_values_that_cannot_be(tmp_path, check, kind, told, monkeypatch):
     write_set(tmp_path / "set", kind)
     (line,) = check(tmp_path / "set", 1)
     assert f"frames-00001.tar: {DAYS[70]}: " in line and told in line
+
+
+# ---- what is still JSON
+
+
+def one_byte(path, before, after):
+    """Change the first place that matches: one byte, and the file is JSON as before."""
+    text = path.read_text()
+    changed = re.sub(before, after, text, count=1)
+    assert sum(a != b for a, b in zip(text, changed, strict=True)) == 1 and json.loads(changed) != json.loads(text)
+    path.write_text(changed)
+
+
+DIGITS = {
+    "split of states": ("states/manifest.json", r'("train": \[\s*200)1', r"\g<1>3"),
+    "units of states": ("states/manifest.json", r'("units": "W m-)2', r"\g<1>3"),
+    "place of a frame": ("states/manifest.json", r'("offset": 5)1', r"\g<1>9"),
+    "run of a frame": ("states/manifest.json", r'("run": )0', r"\g<1>1"),
+    "mean of latents": ("latents/manifest.json", r"(0\.12)5", r"\g<1>7"),
+    "shape of latents": ("latents/manifest.json", r'("shape": \[\s*)3', r"\g<1>2"),
+    "split of the archive": ("archive/zarr.json", r'("train": \[\s*200)1', r"\g<1>2"),
+    "units of the archive": ("archive/zarr.json", r'("units": "W m-)2', r"\g<1>1"),
+    "missing day of the archive": ("archive/zarr.json", r"2001-01-20", "2001-01-21"),
+    "standard deviation of the archive": ("archive/zarr.json", r'("global_std": \[\s*)1', r"\g<1>7"),
+}
+
+
+@pytest.mark.parametrize("case", DIGITS)
+def test_a_flipped_digit_that_leaves_valid_json(spoilt, check, case):
+    """Found by the check, and refused by whoever opens it."""
+    name, before, after = DIGITS[case]
+    path = spoilt / name
+    one_byte(path, before, after)
+    told = f"{path}: the checksum of its own content does not match"
+    assert any(line.startswith(told) for line in check(path.parent, 1))
+    with pytest.raises(ContractError, match=re.escape(told)):
+        (archive.open_archive if path.name == "zarr.json" else open_shards)(path.parent)
+
+
+def test_a_flipped_digit_of_an_array_s_own_metadata(spoilt, check):
+    """Which readers without the gathered ones would take."""
+    path = spoilt / "archive/olr/zarr.json"
+    one_byte(path, r'("units": "W m-)2', r"\g<1>1")
+    (line,) = check(spoilt / "archive", 1)
+    assert line.startswith(f"{path}: not what {spoilt}/archive/zarr.json says of it")
+
+
+@pytest.mark.parametrize("name", ["states/manifest.json", "archive/zarr.json"])
+def test_documents_of_the_version_without_a_checksum_are_read(spoilt, check, name):
+    """One of the present version that lacks it is not."""
+
+    def without(version):
+        def change(document):
+            found = document.get("attributes", document)
+            found.pop("document_sha256", None)
+            found["version"] = version
+
+        return change
+
+    change_json(spoilt / name, without(1))
+    assert check((spoilt / name).parent, 0) == []
+    change_json(spoilt / name, without(2))
+    assert f"{spoilt / name}: the checksum of its own content" in check((spoilt / name).parent, 1)[0]
 
 
 # ---- observations, analyses, bundles

@@ -447,6 +447,21 @@ def test_windows_never_cross_a_run_a_gap_or_a_split(tmp_path):
     assert "has no split 'test'; it has train" in refusal(shards.windows, "test", 1)
 
 
+def test_windows_never_cross_a_gap_in_time(tmp_path):
+    """Of one run and one split: days 0 to 2, 4 and 5, and 9."""
+    there = days(10)[[0, 1, 2, 4, 5, 9]]
+    frames = [(day, 0, frame) for day, frame in zip(there, normal(6), strict=True)]
+    document = {"config": {}, "content": "state", "splits": {"train": [2000, 2000]}}
+    about = {"spec": SPEC, "statistics": some_statistics(SPEC), "frames_per_shard": 4, "keepbits": KEEPBITS}
+    with written_aside(tmp_path / "made") as aside:
+        write_shards(aside, frames, **about, document=document)
+    shards = open_shards(tmp_path / "made")
+    np.testing.assert_array_equal(shards.windows("train", 1), np.arange(6))
+    np.testing.assert_array_equal(shards.windows("train", 2), [0, 1, 3])
+    np.testing.assert_array_equal(shards.windows("train", 3), [0])
+    assert "holds no window of 4 consecutive days" in refusal(shards.windows, "train", 4)
+
+
 # ---- written aside
 
 

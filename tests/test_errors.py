@@ -265,6 +265,31 @@ def test_an_observing_system_that_does_not_fit(folder, refused, word, named):
     assert not (folder / "observations").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("archive.regrid.olr=nearest", "archive.regrid.olr='conservative', but the configuration has 'nearest'"),
+        ("archive.train_years=[2000,2001]", "archive.train_years=[2001, 2001], but the configuration has [2000, 2001]"),
+        ("archive.decimals=3", "archive.decimals=2, but the configuration has 3"),
+        ("archive.normalise=scalar", "archive.normalise='anomaly', but the configuration has 'scalar'"),
+    ],
+)
+def test_shards_of_an_archive_of_another_make(folder, refused, word, named):
+    shutil.rmtree(folder / "shards")
+    said = refused(prepare, "shards", folder / "prep.yaml", word)
+    assert f"{folder}/archive: was made with {named}" in said and not (folder / "shards").exists()
+    assert not list(folder.glob("shards.*"))
+
+
+def test_shards_of_an_archive_that_was_moved(folder):
+    """Where it lies, and how many missing days would have been too many, change nothing that it holds."""
+    shutil.rmtree(folder / "shards")
+    (folder / "archive").rename(folder / "moved")
+    words = [f"archive.path={folder}/moved", "archive.missing_days_allowed=3"]
+    assert prepare(["shards", str(folder / "prep.yaml"), *words]) == 0
+    assert len(open_shards(folder / "shards").frames) == 1095
+
+
 def test_a_result_of_another_configuration_is_not_written_over(folder, refused):
     config = folder / "prep.yaml"
     said = refused(prepare, "observe", config, "observe.seed=1")

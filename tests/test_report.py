@@ -1,5 +1,6 @@
 """The archive's page is whole HTML, shows what is missing, and its numbers are those that xarray finds."""
 
+import json
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 
 from data_prep.__main__ import main
 from data_prep.report import page_path, spans
+from data_prep.stations import REPORT
 from data_prep.summary import Summary, summarise
 from slams.contracts import archive as contract
 from slams.contracts.archive import open_archive
@@ -140,6 +142,38 @@ def test_maps_and_histograms_are_those_of_xarray_whatever_the_blocks(made, monke
                 x = levels[:, channel][np.isfinite(levels[:, channel])]
                 np.testing.assert_array_equal(summary.histogram_CN[channel], np.histogram(x, summary.edges)[0])
                 assert summary.histogram_CN[channel].sum() == x.size
+
+
+def test_it_shows_what_was_rejected_of_the_reports(made, tmp_path):
+    """Where the quality control has left its counts, and not else."""
+    config = yaml.safe_load((made / "prep.yaml").read_text())
+    config["stations"] = {
+        "path": f"{tmp_path}/stations",
+        "igra": "*",
+        "first_day": "2000-01-01",
+        "last_day": "2000-01-02",
+    }
+    (tmp_path / "prep.yaml").write_text(yaml.safe_dump(config))
+    page = made / "archive_report.html"
+    before = page.read_text()
+    try:
+        assert main(["report", str(tmp_path / "prep.yaml")]) == 0
+        assert "Reports of stations" not in page.read_text()
+        counts = [
+            {"variable": "temperature", "level_hpa": 500, "used": 1234, "background": 5},
+            {"variable": "temperature", "level_hpa": 850, "used": 99, "gross": 7},
+        ]
+        (tmp_path / "stations").mkdir()
+        told = {"codes": {"used": 0, "gross": 1, "background": 2}, "counts": counts, "background": {}}
+        (tmp_path / "stations" / REPORT).write_text(json.dumps(told))
+        assert main(["report", str(tmp_path / "prep.yaml")]) == 0
+        found = Page(page.read_text())
+        assert "Reports of stations: used, and rejected by what" in found.text
+        assert ["", "used", "gross", "background"] in found.rows
+        assert found.table["temperature 500"] == ["1234", "0", "5"]
+        assert found.table["temperature 850"] == ["99", "7", "0"]
+    finally:
+        page.write_text(before)
 
 
 def test_sizes_are_those_on_disk(made, page):

@@ -217,8 +217,10 @@ def test_olr_units(tmp_path, units):
 
 
 def test_small_negative_rain_is_zero(tmp_path):
-    field = rain(days("2000-01-01", 1)).clip(max=-0.01)
-    assert float(open_precipitation([save(field, tmp_path / "p.nc")]).max()) == 0.0
+    field = rain(days("2000-01-01", 1))
+    field[:, 3:5] = -0.01
+    opened = open_precipitation([save(field, tmp_path / "p.nc")])
+    assert (opened[:, 3:5] == 0).all() and (opened[:, 5:] > 0.9).all()
 
 
 def test_geopotential_becomes_orography(tmp_path):
@@ -479,6 +481,30 @@ def test_temperature_refusals(tmp_path, case):
         open_temperature([path], [500, 850]).load()
 
 
+LAND = xr.DataArray(LONGITUDE[None] % 120 < 30, coords={"lon": LONGITUDE}, dims=("_", "lon")).isel(_=0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda field: field.isel(lat=slice(2, 5), lon=slice(0, 4)),  # of the subtropics
+        lambda field: field.where(field.lon < 60),  # a network of one continent, on a grid of the Earth
+        lambda field: field.isel(time=[0]).where(False),
+    ],
+)
+def test_a_region_may_be_dry(tmp_path, part):
+    """A quarter of the Earth and more has rain in its mean, whatever the day; less need not."""
+    field = part(rain(days("2000-01-01", 3)) / 1000)
+    opened = open_precipitation([save(field, tmp_path / "p.nc")])
+    np.testing.assert_allclose(opened, field, rtol=1e-5)
+
+
+def test_little_rain_of_the_whole_earth_is_read(tmp_path):
+    """A sixth of what falls, the driest that nobody has seen; ten of its eleven days are missing."""
+    field = rain(days("2000-01-01", 11)).where(np.arange(11)[:, None, None] == 4) * 0 + 0.45
+    np.testing.assert_allclose(open_precipitation([save(field, tmp_path / "p.nc")]), field)
+
+
 RAIN_REFUSALS = {
     "inches": (rain(days("2000-01-01", 1), units="inch"), "units 'inch'; allowed are 'mm'"),
     "an undeclared fill value": (
@@ -488,6 +514,18 @@ RAIN_REFUSALS = {
     "metres called millimetres a second": (
         rain(days("2000-01-01", 1), 1.0, "kg m-2 s-1"),
         "value 86400 mm/day; allowed",
+    ),
+    "metres called millimetres": (
+        rain(days("2000-01-01", 3), 2.6e-3) / 1000,
+        r"p.nc: precipitation: 0.000\d+ mm/day in the mean over what is observed, if it is in 'mm'; at least 0.3 mm",
+    ),
+    "metres called millimetres, on land": (
+        rain(days("2000-01-01", 3)).where(LAND) / 1000,
+        r"p.nc: precipitation: 0.00\d+ mm/day in the mean over what is observed, if it is in 'mm'",
+    ),
+    "an hour's total, a day": (
+        (rain(days("2000-01-01", 3), 2.6e-3, "m") / 24000).assign_attrs(units="m"),
+        r"p.nc: precipitation: 0.\d+ mm/day in the mean over what is observed, if it is in 'm'",
     ),
     "totals of half days": (rain(days("2000-01-01", 4, 12)), "totals in 'mm' at several times a day"),
 }

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from data_prep.sources.files import located, open_raw, read_values
+from data_prep.sources.plausible import refuse_holes, refuse_too_little
 from data_prep.sources.quantity import Quantity, SourceError, find_name
 from data_prep.sources.times import held, instants
 
@@ -46,7 +47,9 @@ class Piece:
         fields: as the file has it; what is missing in one is taken from the next.
         dims: canonical dimensions of what is read, time aside.
         time: of each sample, datetime64[ns] (sample,); empty for a static field.
+        level_hpa: of the levels, if it has any.
         shape: of one sample, ([level,] latitude, longitude).
+        units: as the file has them.
         run: the simulation that it belongs to.
     """
 
@@ -57,20 +60,24 @@ class Piece:
     time: np.ndarray
     latitude: Axis
     longitude: Axis
+    level_hpa: tuple[int, ...]
     shape: tuple[int, ...]
-    factor: float
+    units: str
     run: str
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop in canonical form, float32 (sample, [level,] latitude, longitude).
 
         Raises:
-            SourceError: a damaged block, a value outside the valid range.
+            SourceError: a damaged block, a value outside the valid range, a mean over the Earth that cannot be, a hole.
         """
         values = self._values(self.fields[0], start, stop)
         for field in self.fields[1:]:
             values = np.where(np.isnan(values), self._values(field, start, stop), values)
-        return _converted(self.path, values, self.factor, self.quantity)
+        values = _converted(self.path, values, self.quantity.factors[self.units], self.quantity)
+        refuse_holes(self.path, self.quantity, values, self.time[start:stop], self.level_hpa)
+        refuse_too_little(self.path, self.quantity, self.units, values, (self.latitude.degrees, self.longitude.degrees))
+        return values
 
     def _values(self, field: xr.DataArray, start: int, stop: int) -> np.ndarray:
         if "time" in field.dims:
@@ -133,7 +140,7 @@ def _piece(
     shape = (*(() if level_hpa is None else (len(level_hpa),)), len(latitude.degrees), len(longitude.degrees))
     run, dims = str(raw.attrs.get("simulation_run", "")), (*levels, *HORIZONTAL)
     fields = _versions(path, field)
-    return Piece(path, quantity, fields, dims, time, latitude, longitude, shape, quantity.factors[units], run)
+    return Piece(path, quantity, fields, dims, time, latitude, longitude, tuple(level_hpa or ()), shape, units, run)
 
 
 # Names and coordinates

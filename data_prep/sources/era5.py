@@ -21,6 +21,7 @@ TEMPERATURE = Quantity(
     grib=(("t", "isobaricInhPa"), ("t", "isobaricInPa")),
     factors={"K": 1.0, "kelvin": 1.0, "Kelvin": 1.0},
     valid_range=(100.0, 400.0),
+    is_whole=True,
 )
 LAND_FRACTION = Quantity(
     name="land_fraction",

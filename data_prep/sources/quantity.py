@@ -28,6 +28,8 @@ class Quantity:
         factors: accepted unit -> factor to the canonical unit.
         valid_range: smallest and largest value allowed, in the canonical unit.
         totals: those of the accepted units that are totals of a day, not rates.
+        least_mean: smallest mean over what is observed, where that is much of the Earth, in the canonical unit.
+        is_whole: whether a level has a value in every cell, unless it is missing altogether.
         default_units: unit of a file that declares none; None refuses such a file.
     """
 
@@ -39,6 +41,8 @@ class Quantity:
     factors: dict[str, float]
     valid_range: tuple[float, float]
     totals: tuple[str, ...] = ()
+    least_mean: float | None = None
+    is_whole: bool = False
     default_units: str | None = None
 
     @property

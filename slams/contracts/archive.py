@@ -21,13 +21,24 @@ from numcodecs import Quantize
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ZarrUserWarning
 
-from slams.contracts.envelope import ContractError, check_header, header, sha256
+from slams.contracts.envelope import (
+    SEAL,
+    ContractError,
+    check_header,
+    check_seal,
+    header,
+    read_json,
+    seal,
+    sha256,
+    write_json,
+)
 from slams.contracts.storage import is_file, place, writing
 from slams.spec import Modality, StateSpec
 from slams.statistics import Statistics
 
-FORMAT, VERSION = "slams-archive", 1
-STATISTICS = "statistics.safetensors"
+FORMAT, VERSION = "slams-archive", 2
+SEALED = 2  # from which version on the metadata have a checksum of their own content
+METADATA, STATISTICS, RAW_FILES = "zarr.json", "statistics.safetensors", "raw_files.json"
 EPOCH = np.datetime64("1900-01-01", "D")
 CHUNK_BYTES, CHUNK_DAYS = 4 * 2**20, 128
 BLOCK_BYTES = 2**24  # of float32 fields held at once; what is computed from them may take fifteen times as much
@@ -146,7 +157,7 @@ def create(
     time: np.ndarray,
     run: np.ndarray,
     attributes: dict[str, Any],
-    decimals: int | None = None,
+    decimals: dict[str, int] | None = None,
 ) -> zarr.Group:
     """An archive with axes and empty fields, to be filled by `write_block`.
 
@@ -155,7 +166,7 @@ def create(
         time: every day of the period, datetime64[D], (T,).
         run: number of the continuous run of each day, (T,).
         attributes: ``config``, ``splits`` {name: [first, last year]}, ``missing_days`` {modality: [day]}.
-        decimals: of each value that are kept, in its unit; None keeps all of them.
+        decimals: modality -> decimals of each value that are kept, in its unit; all of them of one that is not named.
     """
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     config = attributes.pop("config")
@@ -165,7 +176,7 @@ def create(
     write_levels(group, spec)
     _write_run(group, run)
     for modality in spec.modalities:
-        _create_field(group, modality, spec, len(time), decimals)
+        _create_field(group, modality, spec, len(time), (decimals or {}).get(modality.name))
     return group
 
 
@@ -196,6 +207,7 @@ def extend(folder: Path, time: np.ndarray, run: np.ndarray) -> zarr.Group:
         time, run: as `create` takes them, for the whole period.
     """
     group = zarr.open_group(folder, mode="a", use_consolidated=False)
+    group.attrs.put({key: value for key, value in group.attrs.items() if key != SEAL} | {"version": VERSION})
     for modality in StateSpec.from_json(cast(Any, group.attrs["spec"])).modalities:
         field = array(group, modality.name)
         field.resize((len(time), *field.shape[1:]))
@@ -219,17 +231,26 @@ def write_block(group: zarr.Group, name: str, start: int, values: np.ndarray) ->
         field[start : start + len(values)] = values
 
 
-def finish(folder: Path, statistics: Statistics, global_std: list[float]) -> None:
-    """Add the statistics and their checksum, then consolidate the metadata.
+def finish(
+    folder: Path, statistics: Statistics, global_std: list[float], raw_files: dict[str, Any] | None = None
+) -> None:
+    """Add the statistics, the list of raw files and their checksums, then consolidate the metadata and seal them.
 
     Arguments:
+        raw_files: modality -> [[name, size, time of change], ...] of those it was made of, as far as known.
         global_std: standard deviation of each channel over all cells and train days, in physical units.
     """
     statistics.save(folder / STATISTICS)
     group = zarr.open_group(folder, mode="a")
     group.attrs["statistics_sha256"] = sha256(folder / STATISTICS)
     group.attrs["global_std"] = global_std
+    if raw_files is not None:
+        write_json(folder / RAW_FILES, raw_files)
+        group.attrs["raw_files_sha256"] = sha256(folder / RAW_FILES)
     consolidate(folder)
+    metadata = read_json(folder / METADATA, "the metadata of the archive")
+    metadata["attributes"][SEAL] = seal(metadata)
+    write_json(folder / METADATA, metadata)
 
 
 @dataclass(frozen=True)
@@ -267,6 +288,20 @@ class Archive:
             ContractError: missing, or not those the archive was closed with.
         """
         return read_statistics(self.path, self.attributes.get("statistics_sha256"))
+
+    def raw_files(self) -> dict[str, Any]:
+        """What it was made of, as `finish` took it; nothing where an earlier version made it.
+
+        Raises:
+            ContractError: missing, or not what the archive was closed with.
+        """
+        checksum = self.attributes.get("raw_files_sha256")
+        if checksum is None:
+            return {}
+        found = read_json(self.path / RAW_FILES, "the list of its raw files")
+        if sha256(self.path / RAW_FILES) != checksum:
+            raise ContractError(f"{self.path / RAW_FILES}: the checksum does not match; it was changed or damaged")
+        return found
 
     def days(self, split: str) -> np.ndarray:
         """Indices of the days of a split.
@@ -315,19 +350,32 @@ def read_statistics(folder: Path, checksum: str | None) -> Statistics:
     return Statistics.load(path)
 
 
-def open_archive(path: str | Path) -> Archive:
+def open_archive(path: str | Path, is_whole: bool = True) -> Archive:
     """Open an archive that lies in a folder or at a URL.
 
+    Arguments:
+        is_whole: whether it must have been finished, and its metadata be as they were written.
+
     Raises:
-        ContractError: nothing there, another format or a newer version.
+        ContractError: nothing there, damaged metadata, another format or a newer version.
     """
     path = place(path)
-    if not is_file(path / "zarr.json"):
+    if not is_file(path / METADATA):
         raise ContractError(f"{path}: no archive there; run `python -m data_prep archive` first")
     with reading(path):
         group = zarr.open_group(str(path), mode="r")
         attributes: dict[str, Any] = dict(group.attrs)
     check_header(attributes, FORMAT, VERSION, path)
+    if is_whole:
+        _check_metadata(path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
     run = np.asarray(array(group, "run")[:])
     return Archive(path, StateSpec.from_json(attributes["spec"]), read_time(group), run, splits, attributes)
+
+
+def _check_metadata(path: Path) -> None:
+    """Those of the group and, gathered with them, of its arrays."""
+    metadata = read_json(path / METADATA, "the metadata of an archive")
+    attributes = metadata["attributes"]
+    found = attributes.pop(SEAL, None)
+    check_seal(found, metadata, attributes["version"] < SEALED, path / METADATA)

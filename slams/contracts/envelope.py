@@ -22,6 +22,8 @@ from upath import UPath
 
 import slams
 
+SEAL = "document_sha256"
+
 
 class ContractError(ValueError):
     """A file that is missing, damaged, of another version or of another make, said in one sentence."""
@@ -51,6 +53,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not know and many a reader refuses.
+        OSError: it cannot be written, as on a full disk.
     """
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
@@ -71,11 +74,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that a reader sees the old one or the new one; its folder is there."""
     aside = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -126,6 +133,29 @@ def check_header(found: dict[str, Any], name: str, version: int, path: Path) -> 
         raise ContractError(
             f"{path}: {name} version {found.get('version')!r}; this program reads up to {version}, so update it"
         )
+
+
+def seal(document: dict[str, Any]) -> str:
+    """Checksum of all that a JSON document says, however it is written, but for the seal itself."""
+    content = {key: value for key, value in document.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_seal(found: object, document: dict[str, Any], is_old: bool, path: Path) -> None:
+    """Refuse a document that does not say what was written: a flipped digit leaves it valid JSON.
+
+    Arguments:
+        found: its seal.
+        document: what was sealed.
+        is_old: whether it is of a version that had no seals.
+
+    Raises:
+        ContractError: the seal is missing, or of another content.
+    """
+    if found is None and is_old:
+        return
+    if found != seal(document):
+        raise ContractError(f"{path}: the checksum of its own content does not match; the file was changed or damaged")
 
 
 def is_finished(path: str | Path, found_config: dict[str, Any] | None, config: dict[str, Any]) -> bool:

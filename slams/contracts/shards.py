@@ -18,12 +18,13 @@ import numpy as np
 from numcodecs import BitRound, Blosc, blosc
 
 from slams.contracts.archive import read_statistics
-from slams.contracts.envelope import ContractError, check_header, read_json
+from slams.contracts.envelope import SEAL, ContractError, check_header, check_seal, read_json
 from slams.contracts.storage import place, read_range, reading, sizes
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
-FORMAT, VERSION = "slams-shards", 1
+FORMAT, VERSION = "slams-shards", 2
+SEALED = 2  # from which version on the manifest has a checksum of its own content
 MEMBER = "frame.blosc"
 # nearly as small as zstd, and read four times as fast (benchmarks/loader.md); the reader takes any Blosc codec
 COMPRESSOR = Blosc(cname="lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
@@ -94,6 +95,15 @@ class Manifest:
 
     def statistics(self) -> Statistics:
         return read_statistics(self.folder, self.document["statistics_sha256"])
+
+    def check(self) -> None:
+        """Whether the manifest says what was written.
+
+        Raises:
+            ContractError: it was changed or damaged.
+        """
+        path, is_old = self.folder / "manifest.json", self.document["version"] < SEALED
+        check_seal(self.document.get(SEAL), self.document, is_old, path)
 
     def windows(self, split: str, length: int) -> np.ndarray:
         """First frame of every window of ``length`` consecutive usable days inside a split and a run, (N,).
@@ -190,16 +200,18 @@ def open_shards(folder: str | Path, complete: bool = True) -> Manifest:
     """Open a shard set that lies in a folder or at a URL.
 
     Arguments:
-        complete: whether every shard must be there in its full size.
+        complete: whether the manifest must be as it was written, and every shard there in its full size.
 
     Raises:
-        ContractError: no manifest, another format, a newer version, or a shard of another size.
+        ContractError: no manifest, a damaged one, another format, a newer version, or a shard of another size.
     """
     folder = place(folder)
     with reading(folder):
         document = read_json(folder / "manifest.json", "a shard set (`python -m data_prep shards`)")
     check_header(document, FORMAT, VERSION, folder)
+    manifest = Manifest(folder, document)
     if complete:
+        manifest.check()
         found = sizes(folder)
         for shard in document["shards"]:
             size = found.get(shard["file"], -1)
@@ -207,4 +219,4 @@ def open_shards(folder: str | Path, complete: bool = True) -> Manifest:
                 raise ContractError(
                     f"{folder / shard['file']}: {max(size, 0)} bytes, but the manifest says {shard['bytes']}"
                 )
-    return Manifest(folder, document)
+    return manifest
