@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from typing import Any
 
 from data_prep.config import PrepConfig
 from slams.config import load, to_yaml
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         section = getattr(config, SECTIONS.get(given.stage, given.stage))
         if section is None:
             raise ValueError(f"config {given.config}: has no section {given.stage!r}, which this stage needs")
+        _refuse_url(given.stage, section)
         # A stage is loaded by name, so that those without torch start without it.
         stage = import_module(f"data_prep.{given.stage}")
         if given.dry_run:
@@ -61,6 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"data_prep {given.stage}: interrupted; the same command goes on from here\n")
         return 130
     return 0
+
+
+def _refuse_url(stage: str, section: Any) -> None:
+    """Blocks are renamed and gone on with, which a bucket cannot; what is made may lie in one afterwards."""
+    name = "path" if hasattr(section, "path") else "folder"
+    if "://" in (path := getattr(section, name)):
+        what = "a folder, to be copied to the bucket when it is done"
+        raise ValueError(f"{SECTIONS.get(stage, stage)}.{name}: {path} is not allowed; {what}")
 
 
 if __name__ == "__main__":

@@ -250,6 +250,13 @@ def test_a_stage_without_its_section(folder, refused):
     assert "has no section 'shards'" in refused(prepare, "shards", folder / "prep.yaml", "shards=null")
 
 
+@pytest.mark.parametrize("stage", ["archive", "shards", "encode", "observe"])
+def test_what_is_prepared_is_not_written_into_a_bucket(folder, refused, stage):
+    """It was a folder of that name, `s3:`, which no later job found."""
+    said = refused(prepare, stage, folder / "prep.yaml", f"{stage}.path=s3://bucket/name")
+    assert f"{stage}.path: s3://bucket/name is not allowed; a folder" in said
+
+
 @pytest.mark.parametrize(
     ("word", "named"),
     [
