@@ -22,8 +22,9 @@ class ZonalSpectrum(AreaMean):
     by a spectrum of its own. Members as energetic as the truth at every wavenumber are realistic, and a mean that
     loses power at small scales is as it should be; white noise is a flat line. It misleads where phases matter: a
     field in the wrong place has the right spectrum. Wavenumbers count waves around the circle, so that the same
-    number is a shorter wave near the poles. A row whose truth is not known all around is left out. Reference: Durran et
-    al. 2017; Rasp et al. 2024 (WeatherBench 2), section 4.
+    number is a shorter wave near the poles. Of members it is unbiased for any number of them; that of their mean keeps
+    1 / M of the members' spread at each wavenumber. A row whose truth is not known all around is left out. Reference:
+    Durran et al. 2017; Rasp et al. 2024 (WeatherBench 2), section 4.
     """
 
     higher_is_better = None
@@ -59,7 +60,8 @@ class UnstableLayers(AreaMean):
     in order of pressure, from the top, whatever the order of the levels. In daily means on large cells nearly all
     layers are stable: compare with the truth's share, `UnstableLayers` of the truth itself. It misleads near the
     ground, where hot land is truly unstable by noon and levels may lie below the surface, and says nothing of moist
-    stability. A layer counts where the truth is known at both levels. Reference: Wallace & Hobbs 2006, section 3.6.
+    stability. Unbiased for any number of members; the mean of an ensemble is more stable than they are. A layer counts
+    where the truth is known at both levels. Reference: Wallace & Hobbs 2006, section 3.6.
 
     Arguments:
         level_hpa: pressure of the K channels.
@@ -92,7 +94,9 @@ class DayChange(AreaMean):
     flickering; days drawn independently of one another jump, an ensemble mean creeps. `update` is given changes,
     x(t + 1) - x(t) of each member and of the truth, of consecutive days alone. It misleads where errors of speed
     cancel between regions, and a state that moves at the right pace into a wrong direction scores 1. A truth that
-    never changes gives no score. No reference; Ben Bouallegue et al. 2024 measure activity likewise, of anomalies.
+    never changes gives no score. 0 upwards; the squares are unbiased for any number of members, their ratio by less
+    than one over the number of independent changes. No reference; Ben Bouallegue et al. 2024 measure activity likewise,
+    of anomalies.
     """
 
     higher_is_better = None
