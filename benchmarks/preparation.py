@@ -39,7 +39,7 @@ from slams.contracts.shards import open_shards
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 from train.data import Reader
 
-PAIRS, PUBLISHED_DAYS, LEVELS = 3, 120, (10, 50, 100, 200, 300, 500, 700, 850, 925, 1000)
+PAIRS, PAIRS_OF_SHARDS, PUBLISHED_DAYS, LEVELS = 3, 7, 120, (10, 50, 100, 200, 300, 500, 700, 850, 925, 1000)
 
 
 def write_config(folder, name, sources, years, shape, **more):
@@ -62,9 +62,9 @@ def run(stage, config, *words):
     return time.perf_counter() - began, used.ru_maxrss / 2**20
 
 
-def paired(name, *ways):
+def paired(name, *ways, pairs=PAIRS):
     """Median seconds of each way, run in turn, and the ratios of the first to the second."""
-    seconds = [[way() for way in ways] for _ in range(PAIRS)]
+    seconds = [[way() for way in ways] for _ in range(pairs)]
     ratios = sorted(first / second for first, second in seconds)
     medians = [statistics.median(column) for column in zip(*seconds, strict=True)]
     told = f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
@@ -238,9 +238,10 @@ def shards(folder):
     some = [(frame.time, 0, manifest.read(frame)) for frame in manifest.frames[:1000]]
     target = Path(folder, "some.tar")
     ways = lambda: timed(plain_tar, target, some), lambda: timed(write_shard, target, some, 12)
-    paired("1000 frames: into a plain tar; into a shard", *ways)
+    paired("1000 frames: into a plain tar; into a shard", *ways, pairs=PAIRS_OF_SHARDS)
     ways = lambda: timed(read_tars, manifest), lambda: timed(read_decoded, manifest)
-    paired("ten years of frames: tars read, nothing decoded; by the training's reader, decoded", *ways)
+    name = "ten years of frames: tars read, nothing decoded; by the training's reader, decoded"
+    paired(name, *ways, pairs=PAIRS_OF_SHARDS)
 
 
 def main():
