@@ -113,8 +113,8 @@ class RankHistogram(AreaMean):
 
     0 to 1 each, and flat, 1 / (M + 1) everywhere, when truth and members are exchangeable, for any M; a U shape is too
     little spread, a dome too much, a slope a bias. Neighbouring cells are not independent: unevenness by chance is that
-    of far fewer truths than there are cells. Ties (dry cells) share their weight among the ranks they span. Flat is necessary, not
-    enough: opposite biases of two regions can cancel. When the truth is itself an observation, add its
+    of far fewer truths than there are cells. Ties (dry cells) share their weight among the ranks they span. Flat is
+    necessary, not enough: opposite biases of two regions can cancel. When the truth is itself an observation, add its
     error to the members first, else a good ensemble looks over-confident. Reference: Hamill 2001.
     """
 
