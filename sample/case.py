@@ -65,6 +65,11 @@ class Case:
         """What is analysed: the first modality in that role."""
         return next(m for m in self.spec.modalities if m.role == "state")
 
+    def is_join(self, where: int) -> bool:
+        """Whether a date of the analysis is the first of a segment that was drawn apart from the date before."""
+        days = self.analysis.unit[1]
+        return days > 1 and where > 0 and where % days == 0
+
     def truth(self, where: int) -> np.ndarray:
         """x_CHW of a date.
 

@@ -148,7 +148,8 @@ def verdict(scores: dict[str, Any], system: str, score: str, level: str = "mean"
 
 
 DIFFERENCES = {"rmse": "RMSE", "crps": "CRPS"}
-BETTER = {"rmse": "low", "crps": "low", "w1": "low", "spread_skill": "one", "day_change": "one", "bias": "zero"}
+BETTER = {"rmse": "low", "crps": "low", "w1": "low", "spread_skill": "one", "bias": "zero"}
+BETTER |= {"day_change": "one", "day_change_at_joins": "one"}
 MEANINGS = {"better": "the analysis is better", "worse": "it is worse", "open": "no difference shown"}
 
 

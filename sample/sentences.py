@@ -10,6 +10,7 @@ from sample.figures import label
 # A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
 RELIABLE_WITHIN = 0.1
 FEW_BLOCKS = 10
+PACES = {"day_change": "From one day to the next", "day_change_at_joins": "Where two segments join"}
 ONE_MEMBER = "One member has no spread, and all that needs one is left out: ratios of spread to error, and ranks."
 
 
@@ -104,8 +105,9 @@ def structure(scores: dict[str, Any]) -> list[str]:
     if "unstable" in own and "unstable" in scores["truth"]:
         share, true = 100 * own["unstable"]["mean"], 100 * scores["truth"]["unstable"]["mean"]
         told.append(f"Layers steeper than the dry adiabat: {share:.3f} % of the members', {true:.3f} % of the truth's.")
-    if "day_change" in own:
-        ratio, between = own["day_change"]["mean"], scores["intervals"]["analysis"].get("day_change", {}).get("mean")
-        sure = f" (95 % interval {between[0]:.2f} to {between[1]:.2f})" if between else ""
-        told.append(f"From one day to the next the members change {ratio:.2f} times as much as the truth{sure}.")
+    for score, words in PACES.items():
+        if score in own:
+            ratio, between = own[score]["mean"], scores["intervals"]["analysis"].get(score, {}).get("mean")
+            sure = f" (95 % interval {between[0]:.2f} to {between[1]:.2f})" if between else ""
+            told.append(f"{words} the members change {ratio:.2f} times as much as the truth{sure}.")
     return told

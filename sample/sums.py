@@ -40,6 +40,7 @@ SCORES: dict[str, Value] = {
     "w1": Wasserstein.value,
     "unstable": UnstableLayers.value,
     "day_change": DayChange.value,
+    "day_change_at_joins": DayChange.value,
 }
 OF_MEMBERS = ("spread_skill", "spread")  # of one member they say nothing
 Key = tuple[str, str, str]

@@ -160,6 +160,8 @@ class _Scorer:
             for score, kind in self.kinds.items():
                 self._keep(system, score, kind.sums(x, now.truth))
             self._keep(system, "day_change", self._changed(system, now, follows))
+            at_join = follows and self.case.is_join(where)
+            self._keep(system, "day_change_at_joins", self._changed(system, now, at_join))
             self._keep_unstable(system, x, now.truth)
         self._keep_unstable(TRUTH, now.truth[None], now.truth)
         analysis = now.members["analysis"]

@@ -41,7 +41,7 @@ from slams.uncertainty import LEVEL, Bootstrap, Estimate
 
 TABLE_LEVELS_HPA = (50, 500, 850)
 LOG_WIDTH = 120
-DIMENSIONLESS = ("spread_skill", "w1", "unstable", "day_change")
+DIMENSIONLESS = ("spread_skill", "w1", "unstable", "day_change", "day_change_at_joins")
 Estimates = dict[str, dict[str, Estimate]]
 
 

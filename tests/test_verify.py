@@ -5,7 +5,9 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +232,25 @@ def test_the_new_scores_are_those_of_the_closed_form(verified):
     assert systems["climatology"]["day_change"] == levels(0, 0, 0)
     # 200 K at 100 hPa lies above 250 K at 500 hPa: theta 386 and 305 K; and 280 K at 850 hPa has 293 K
     assert systems["analysis"]["unstable"] == verified[0]["truth"]["unstable"] == {"500": 0, "850": 0, "mean": 0}
+
+
+def test_a_seam_is_seen_where_segments_join(config):
+    """Two segments of two days; the second lies 1 too high, so that members move by 5 where the truth moves by 4."""
+    days, path = DAYS[3:7], Path(config.folder) / "analysis.zarr"
+    shutil.rmtree(path)
+    product = analysis.create(path, SPEC, days, 3, {"config": {"score_sha256": "5c0e"}, "prior": "flat"}, unit=(3, 2))
+    x = truth(DAYS)[3:7] + np.array([0, 0, 1, 1], np.float32)[:, None, None, None]
+    for where in (np.array([0, 1]), np.array([2, 3])):
+        members = x[where] + OFFSETS.astype(np.float32)[:, None, None, None, None]
+        crc32 = product.write(np.arange(3), where, members)
+        entry = {"members": [0, 1, 2], "days": [str(day) for day in days[where]], "crc32": crc32}
+        product.close_unit(f"{days[where[0]]}_{days[where[1]]}_m000-002", entry)
+    product.finish()
+    systems = verify(config)["systems"]
+    found = systems["analysis"]
+    assert found["day_change_at_joins"]["mean"] == pytest.approx(5 / 4)
+    assert found["day_change"]["mean"] == pytest.approx(((16 + 25 + 16) / 48) ** 0.5)
+    assert systems["climatology"]["day_change_at_joins"]["mean"] == 0
 
 
 def test_differences_are_paired_and_say_whether_they_are_significant(verified):

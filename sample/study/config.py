@@ -16,6 +16,7 @@ KINDS = {
     "bias": ("bias", "", "zero"),
     "unstable": ("share of layers steeper than the dry adiabat", "1", ""),
     "day_change": ("day-to-day change beside the truth's", "1", "one"),
+    "day_change_at_joins": ("the same where two segments join", "1", "one"),
 }
 BASELINES = ("anomaly_interpolation", "interpolation", "climatology", "persistence", "autoencoder")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
