@@ -24,7 +24,7 @@ import zarr
 
 from slams.contracts import archive, storage
 from slams.contracts.archive import array, field_shape, read_time
-from slams.contracts.envelope import ContractError, check_header, write_json
+from slams.contracts.envelope import ContractError, check_header, read_json, write_json
 from slams.contracts.ledger import Crc32, Ledger
 from slams.contracts.product import COUNT, FORMAT, VERSION, Layout, Moments, build, checksum, stored
 from slams.contracts.storage import is_file, place, writing
@@ -215,23 +215,28 @@ class Analysis:
     def finish(self) -> None:
         """Finish the segments that are left, read all again, and mark the product as complete.
 
-        Each segment that was read again is marked, so that a process that had no time for all of them is gone on from.
+        What has been read again is noted until all is, so that a process that had no time for it is gone on from.
 
         Raises:
             ContractError: a unit is not finished, or is not what the ledger says.
         """
-        anew = self.is_complete
+        notes = self.path / "reading.json"
+        read = read_json(notes, "what was read again")["segments"] if is_file(notes) else []
         for where in self._layout.segments:
-            entry = self._ledger.segment(where)
+            entry, name = self._ledger.segment(where), self._layout.segment_name(where)
             if entry is None:
                 self.finish_segment(where)
-            elif anew or not entry.get("read_again"):
+            elif name not in read:
                 for unit in self._layout.unit_names(where):
                     self.verify(unit)
                 self._verify_segment(where, entry)
-                self._ledger.close_segment(where, entry["crc32"], read_again=True)
+            if name not in read:
+                read.append(name)
+                with writing(self.path):
+                    write_json(notes, {"segments": read})
         with writing(self.path):
             write_json(self.path / "complete.json", {"times": len(self.time), "members": self.n_members})
+            notes.unlink(missing_ok=True)
 
     def _read_one(self, member: int, day: int, unit: str) -> dict[str, np.ndarray]:
         """A member at one time, by modality, as it is stored."""

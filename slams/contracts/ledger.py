@@ -105,14 +105,9 @@ class Ledger:
         path = self.path / "segments" / f"{self.layout.segment_name(where)}.json"
         return _read(path, SEGMENT, SEGMENT_VERSION)
 
-    def close_segment(self, where: np.ndarray, crc32: Crc32, read_again: bool = False) -> None:
-        """Mark a segment, by nothing that two who do it at once would write differently.
-
-        Arguments:
-            read_again: it was, after mean and spread stood, and is what the ledger says.
-        """
-        entry: dict[str, Any] = {"format": SEGMENT, "version": SEGMENT_VERSION, "crc32": crc32}
-        entry |= {"read_again": True} if read_again else {}
+    def close_segment(self, where: np.ndarray, crc32: Crc32) -> None:
+        """Mark a segment, by nothing that two who do it at once would write differently."""
+        entry = {"format": SEGMENT, "version": SEGMENT_VERSION, "crc32": crc32}
         entry["days"] = [str(day) for day in self.layout.time[where]]
         with writing(self.path):
             write_json(folder_in(self.path, "segments") / f"{self.layout.segment_name(where)}.json", entry)
