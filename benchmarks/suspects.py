@@ -1,0 +1,93 @@
+"""What habits of the published code do to the published autoencoder, as far as no other training is needed to see it.
+
+    python benchmarks/suspects.py     # after the autoencoder of configs/studies/paper.yaml, system TPO
+
+The published case: 1-29 January of a year never trained on; W1 of pooled values of every fourth day, in z-scores, by
+SciPy. Batch normalisation with the statistics of what is just being encoded, as where nobody calls `eval()`; the
+scale of latents that nobody standardised; statistics over all years; and how foreign rows are that a circular padding
+makes neighbours across the poles.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import wasserstein_distance
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from slams.contracts.archive import open_archive
+from slams.contracts.bundle import open_bundle
+from slams.model import open_autoencoder
+
+FOLDER = Path("runs/studies/paper/TPO")
+DAYS = np.arange("1991-01-01", "1991-01-30", dtype="datetime64[D]")
+SCORED, UPPER = slice(None, None, 4), 4  # every fourth day; levels of 10 to 200 hPa come first
+
+
+def round_trip(network, x_LCHW, frames_at_once):
+    """D(E(x)) with statistics of the batch, of so many frames at once, or, for 0, those of training."""
+    network.train(bool(frames_at_once))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # a batch leaves no trace
+    with torch.no_grad():
+        parts = torch.from_numpy(x_LCHW).split(frames_at_once or len(x_LCHW))
+        return torch.cat([network.decode(network.encode(part)) for part in parts]).numpy()
+
+
+def w1(x_LCHW, truth_LCHW):
+    """By level."""
+    return np.array(
+        [wasserstein_distance(x_LCHW[:, c].ravel(), truth_LCHW[:, c].ravel()) for c in range(x_LCHW.shape[1])]
+    )
+
+
+def floors(network, x_LCHW):
+    """Rows of the table: W1 of all levels, the upper ones and the lower ones, and the root-mean-square error."""
+    n = network.n_decoded
+    truth = x_LCHW[SCORED, :n]
+    for name, frames in (("of training", 0), ("of the 29 days", len(DAYS)), ("of each day", 1)):
+        found = round_trip(network, x_LCHW, frames)[SCORED]
+        each, error = w1(found, truth), np.sqrt(((found - truth) ** 2).mean())
+        yield name, each.mean(), each[:UPPER].mean(), each[UPPER:].mean(), error
+
+
+def moved(archive):
+    """How far mean and standard deviation of each channel move if all years count: in train standard deviations."""
+    every_day = np.arange(len(archive.time))
+    train, every = (archive.read(days).astype(np.float64) for days in (archive.days("train"), every_day))
+    mean, std = (part(train, axis=(0, 2, 3)) for part in (np.nanmean, np.nanstd))
+    return np.abs(np.nanmean(every, axis=(0, 2, 3)) - mean) / std, np.abs(np.nanstd(every, axis=(0, 2, 3)) / std - 1)
+
+
+def across_the_pole(x_LCHW):
+    """Root-mean-square difference of the first and last row, beside that of neighbouring rows, by level."""
+    step = np.sqrt(((x_LCHW[:, :, 1:] - x_LCHW[:, :, :-1]) ** 2).mean(axis=(0, 2, 3)))
+    return np.sqrt(((x_LCHW[:, :, 0] - x_LCHW[:, :, -1]) ** 2).mean(axis=(0, 2))) / step
+
+
+def main():
+    if not (FOLDER / "autoencoder" / "bundle").exists():
+        sys.exit(f"benchmarks/suspects.py: {FOLDER}: no autoencoder; run the study configs/studies/paper.yaml")
+    torch.set_num_threads(1)
+    archive, bundle = open_archive(FOLDER / "archive.zarr"), open_bundle(FOLDER / "autoencoder" / "bundle")
+    network = open_autoencoder(bundle)
+    x = bundle.statistics().standardise(archive.read(archive.index_of(DAYS)), DAYS)
+    print("| batch statistics | W1, all levels | 10-200 hPa | 300-1000 hPa | RMSE (z) |\n|---|--:|--:|--:|--:|")
+    for name, *numbers in floors(network, x):
+        print(f"| {name} | " + " | ".join(f"{number:.3f}" for number in numbers) + " |")
+    network.eval()
+    with torch.no_grad():
+        latents = network.encode(torch.from_numpy(x))
+    std, mean = latents.std(dim=(0, 2, 3)), latents.mean(dim=(0, 2, 3))
+    print("latents as they come: std", [f"{v:.2f}" for v in std.tolist()], "mean", [f"{v:.2f}" for v in mean.tolist()])
+    shift, scale = moved(archive)
+    print(f"all years for the train years: means move by {shift.max():.4f} std, std by {scale.max():.4f} of itself")
+    apart = across_the_pole(np.nan_to_num(x[:, : network.n_decoded]))
+    print(f"rows joined by circular padding differ {apart.min():.1f} to {apart.max():.1f} times as much as neighbours")
+
+
+if __name__ == "__main__":
+    main()
