@@ -69,6 +69,6 @@ def start(command, preexec_fn=None, **environment):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out
