@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO, FileIO
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 
 from data_prep.config import ArchiveConfig, PrepConfig, ShardsConfig
 from data_prep.fields import specification
@@ -31,6 +31,7 @@ USTAR = tarfile.USTAR_FORMAT
 NO_CONTENT = ("path", "missing_days_allowed")  # of the archive's section: they change nothing that it holds
 LISTS = ("archive.variables",)  # of sections
 USUAL_RATIO = 2  # by which frames are compressed
+COPY = 1 << 20  # bytes; a frame in one piece, where it is no larger
 FRAMES_AT_ONCE = 8
 Timed = tuple[np.datetime64, int, np.ndarray]
 
@@ -169,7 +170,7 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
     # unbuffered: what a full disk refused would be refused again on closing, in other words
     with (
         path.open("wb", buffering=0) as file,
-        tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR) as tar,
+        tarfile.open(fileobj=(stream := Hashed(file)), mode="w", format=USTAR, copybufsize=COPY) as tar,
     ):
         for time, run, data, of_frame in chain.from_iterable(ahead(encoded(frames, keepbits))):
             member = tarfile.TarInfo(f"{str(time).replace('-', '')}.{MEMBER}")  # no clock: same frames, same bytes
@@ -177,7 +178,7 @@ def write_shard(path: Path, frames: Iterable[Timed], keepbits: int) -> dict[str,
             place = {"offset": tar.offset + tarfile.BLOCKSIZE, "size": len(data)}  # after the header
             tar.addfile(member, BytesIO(data))
             shape = of_frame
-            found.append({"time": str(time), "run": int(run)} | place | {"crc32": zlib.crc32(data)})
+            found.append({"time": str(time), "run": int(run)} | place | {"crc32": isal_zlib.crc32(data)})
     if not found:
         path.unlink()
         return {"frames": []}

@@ -162,22 +162,26 @@ class Reader:
     def windows(self, firsts: np.ndarray) -> np.ndarray:
         """What is read from those frames on, (B, lead + L, C, H, W)."""
         x = np.empty((len(firsts), self.lead + self.length, *self.manifest.shape), np.float32)
-        for x_LCHW, first in zip(x, firsts, strict=True):
-            with self._lock:
-                self._fill(x_LCHW, int(first))
+        with self._lock:
+            self._fill(x, firsts)
         return x
 
-    def _fill(self, x_LCHW: np.ndarray, first: int) -> None:
-        """Frames in order, those that are not remembered read together."""
-        missing = []
-        for position, into in enumerate(x_LCHW):
-            if (remembered := self._cache.get(first + position)) is None:
-                missing.append(position)
-            else:
-                into[:] = remembered
-        self.manifest.read_into([x_LCHW[i] for i in missing], [self.frames[first + i] for i in missing])
+    def _fill(self, x_BLCHW: np.ndarray, firsts: np.ndarray) -> None:
+        """Frames that are not remembered are read once each, in the order in which they lie."""
+        missing: dict[int, list[np.ndarray]] = {}
+        for x_LCHW, first in zip(x_BLCHW, firsts, strict=True):
+            for frame, into in enumerate(x_LCHW, int(first)):
+                if (remembered := self._cache.get(frame)) is None:
+                    missing.setdefault(frame, []).append(into)
+                else:
+                    into[:] = remembered
+        wanted = sorted(missing)
+        self.manifest.read_into([missing[frame][0] for frame in wanted], [self.frames[frame] for frame in wanted])
+        for read, *others in missing.values():
+            for into in others:
+                into[:] = read
         if self._cache.maxsize:
-            self._cache.update({first + i: x_LCHW[i].copy() for i in missing})
+            self._cache.update({frame: missing[frame][0].copy() for frame in wanted})
 
 
 def loader(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+from isal import isal_zlib
 
 from slams.contracts.envelope import ContractError, check_header
 from slams.contracts.ledger import read_unit
@@ -123,7 +123,7 @@ def departures_file(
             file.flush()
             os.fsync(file.fileno())
         with made.open("rb") as file:
-            writer.checksums |= {"crc32": crc32(made), "footer_crc32": zlib.crc32(_footer(file))}
+            writer.checksums |= {"crc32": crc32(made), "footer_crc32": isal_zlib.crc32(_footer(file))}
         if isinstance(path, Path):
             made.replace(path)
         else:
@@ -233,7 +233,7 @@ def open_departures(product: str | Path) -> Departures:
 
 def _open(path: Path, entry: dict[str, Any]) -> UnitFile:
     with _refusing_damage(path), path.open("rb") as file:
-        _check_footer(path, zlib.crc32(_footer(file)), entry.get("departures") or {})
+        _check_footer(path, isal_zlib.crc32(_footer(file)), entry.get("departures") or {})
         schema = pq.read_schema(file)
         said = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
     version = said.get("version", "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from isal import isal_zlib
 from numcodecs import BitRound
 
 from slams.contracts.archive import (
@@ -147,7 +147,7 @@ class Moments:
 
 def checksum(values: np.ndarray, before: int = 0) -> int:
     """CRC32 of values as they are stored, or of them after others whose CRC32 is ``before``."""
-    return zlib.crc32(np.ascontiguousarray(values).tobytes(), before)
+    return isal_zlib.crc32(np.ascontiguousarray(values).tobytes(), before)
 
 
 def stored(values: np.ndarray, keepbits: int = 0) -> np.ndarray:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from fsspec.core import url_to_fs
+from isal import isal_zlib
 from upath import UPath
 
 from slams.contracts.envelope import ContractError
@@ -104,7 +104,7 @@ def crc32(path: Path) -> int:
     found = 0
     with reading(path), path.open("rb") as file:
         while block := file.read(2**20):
-            found = zlib.crc32(block, found)
+            found = isal_zlib.crc32(block, found)
     return found
 
 
