@@ -20,7 +20,7 @@ from chain import ROOT, finish, start
 from sample.__main__ import main as sample
 from sample.study.config import KINDS, FindingConfig, SettingConfig, StudyConfig, SystemConfig
 from sample.study.findings import findings
-from sample.study.plan import Plan, nearest_divisor, planned
+from sample.study.plan import Plan, nearest_divisor, planned, preparations
 from sample.study.results import published_scores
 from sample.study.run import _parser, _rerun, _write
 from sample.study.scored import Scored, gathered
@@ -496,6 +496,27 @@ def test_studies_of_the_project_are_whole(path):
         with (ROOT / config.published).open() as file:
             named = {(row["setting"], row["system"]) for row in csv.DictReader(file)}
         assert named == set(config.cases)
+
+
+def test_each_of_the_data_is_prepared_under_its_own_name_and_words():
+    """Written out by hand for three entries, whose words hold each other's names and an empty word."""
+    system = {"label": "x", "sample": "c.yaml archive=runs/{data}.zarr", "data": "TP"}
+    words = {"T": "w.yaml a.olr='\"\"' p=runs/{data}.zarr", "TP": "w.yaml p=runs/{data}.zarr"}
+    config = StudyConfig(
+        "runs", "t", "q", words, {"s": SettingConfig("g", 1, "l")}, {"m": SystemConfig(**system)}, "m",
+        prepare_data=["data_prep archive {words}", "train t.yaml folder=runs/{data}"], prepare=["train pixel.yaml"],
+    )  # fmt: skip
+    stages = preparations(config)
+    assert [stage.commands for stage in stages] == [
+        (("data_prep", "archive", "w.yaml", 'a.olr=""', "p=runs/T.zarr"),),
+        (("train", "t.yaml", "folder=runs/T"),),
+        (("data_prep", "archive", "w.yaml", "p=runs/TP.zarr"),),
+        (("train", "t.yaml", "folder=runs/TP"),),
+        (("train", "pixel.yaml"),),
+    ]
+    assert [stage.after for stage in stages] == [(), *((stage,) for stage in stages[:-1])]
+    with pytest.raises(ValueError, match=r"prepare_data: 'train .word.': nothing fills 'word'; there are data, words"):
+        preparations(replace(config, prepare_data=["train {word}"]))
 
 
 def test_settings_that_a_coarse_grid_makes_one_are_analysed_once():

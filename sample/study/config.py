@@ -49,7 +49,7 @@ class SystemConfig:
     Arguments:
         label: in words.
         sample: words of `python -m sample`: a configuration and what is changed in it. ``{validation}`` stands for the
-            setting's observations of the validation years.
+            setting's observations of the validation years, ``{data}`` for the name of its data.
         data: which of the study's `data` it is observed in.
         observe: words for `python -m data_prep observe`; empty = the study's.
         settings: it takes part in; empty = all.
@@ -103,8 +103,10 @@ class StudyConfig:
     Arguments:
         folder: where all of it goes.
         title, question: for its page.
-        data: words of `python -m data_prep STAGE`, by name: a configuration and what is changed in it.
-        prepare: commands that make archives, shards and models, as after `python -m`; each is a stage.
+        data: words of `python -m data_prep STAGE`, by name: a configuration and what is changed in it; ``{data}``
+            stands for the name, here and in the systems' `sample`.
+        prepare_data: commands for each of `data`, ``{data}`` its name and ``{words}`` its words.
+        prepare: commands that come after, as after `python -m`; what makes archives, shards and models, each a stage.
         observe: words for `python -m data_prep observe`, ``{...}`` filled by the setting.
         settings, systems: by name.
         reference: the system that all others are compared with.
@@ -130,6 +132,7 @@ class StudyConfig:
     settings: dict[str, SettingConfig]
     systems: dict[str, SystemConfig]
     reference: str
+    prepare_data: list[str] = field(default_factory=list)
     prepare: list[str] = field(default_factory=list)
     observe: str = ""
     texts: dict[str, str] = field(default_factory=dict)

@@ -17,9 +17,15 @@ OBSERVATIONS, CASES = "observations", "cases"
 
 
 def preparations(config: StudyConfig) -> list[Stage]:
-    """What makes archives and models, each on those before it."""
+    """What makes archives and models, each on those before it.
+
+    Raises:
+        ValueError: a ``{...}`` that nothing fills.
+    """
     found: list[Stage] = []
-    for number, command in enumerate(config.prepare):
+    fills = [{"data": name, "words": data_words(config, name)} for name in config.data]
+    each = [_filled("prepare_data", command, fill) for fill in fills for command in config.prepare_data]
+    for number, command in enumerate((*each, *config.prepare)):
         words = tuple(shlex.split(command))
         name = f"prepare-{number:02d}-{'-'.join(words[:2] if words[0] == 'data_prep' else words[:1])}"
         found.append(Stage(name, (words,), tuple(found[-1:])))
@@ -66,7 +72,7 @@ def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
         if twins:
             cases[setting, system] = twins[0]
             continue
-        paths = {"validation": _observations(config, setting, system, "validation")}
+        paths = {"validation": _observations(config, setting, system, "validation"), "data": how.data}
         splits = ["test", *(["validation"] if "{validation}" in how.sample else [])]
         for split in splits:
             stage = _observing(config, setting, system, split, factors[setting], tuple(prepare[-1:]))
@@ -112,7 +118,7 @@ def _observing(
     fills = config.fills | config.settings[setting].fills | {"factor": str(factor)}
     words = shlex.split(_filled(f"systems.{system}.observe", _how(config, system), fills))
     words += [f"observe.path={_observations(config, setting, system, split)}", f"observe.split={split}"]
-    command = ("data_prep", "observe", *shlex.split(config.data[config.systems[system].data]), *words)
+    command = ("data_prep", "observe", *shlex.split(data_words(config, config.systems[system].data)), *words)
     done = f"{_observations(config, setting, system, split)}/zarr.json"
     return Stage(_observing_name(config, setting, system, split), (command,), after, leaves=done)
 
@@ -131,11 +137,18 @@ def _filled(where: str, text: str, fills: dict[str, str]) -> str:
         raise ValueError(f"{where}: {text!r}: nothing fills {error}; there are {', '.join(fills)}") from None
 
 
+def data_words(config: StudyConfig, name: str) -> str:
+    """Words of `python -m data_prep STAGE` of one of a study's data."""
+    return _filled(f"data.{name}", config.data[name], {"data": name})
+
+
 def grid_shape(config: StudyConfig) -> tuple[int, int]:
     """Of the archive that the reference's runs are verified against.
 
     Raises:
         ContractError, ValueError: that archive is not there, or no word names it.
     """
-    path, *words = shlex.split(config.systems[config.reference].sample.replace("{validation}", "x"))
+    how = config.systems[config.reference]
+    fills = {"validation": "x", "data": how.data}
+    path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", how.sample, fills))
     return open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive).spec.grid.shape
