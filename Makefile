@@ -20,7 +20,7 @@ demo: .venv/ready .venv-world/ready  ## the whole chain on the sample world, abo
 	$(RUN) -m data_prep encode configs/data_prep/tiny.yaml
 	$(RUN) -m train configs/train/tiny_score.yaml
 	$(RUN) -m sample configs/sample/tiny.yaml
-	$(RUN) -m sample verify configs/sample/tiny.yaml
+	$(RUN) -m sample verify configs/sample/tiny.yaml verify.wandb=offline
 
 test: .venv/ready  ## the promises, fast ones, on two cores
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -100,12 +100,16 @@ class VerifyConfig:
         observations: an observation set that was never assimilated, against which the members are verified as well;
             empty = none.
         processes: among which the dates are shared; the scores are the same, bit for bit, for any number.
+        wandb: where page, tables and figures are logged, as one artifact; ``offline`` keeps the record in the folder.
+        project: its name on wandb.
     """
 
     bootstrap: int = 1000
     folder: str = ""
     observations: str = ""
     processes: int = 1
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "slams"
 
     def __post_init__(self) -> None:
         for name in ("bootstrap", "processes"):

@@ -17,6 +17,7 @@ The sums of each date are kept (`sample.sums`), made by one or several processes
 from __future__ import annotations
 
 import csv
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,17 @@ def verify(config: SampleConfig) -> dict[str, Any]:
     page = report.write(folder, scores, case.example(typical), _ranks(case, found), config)
     write_json(folder / "scores.json", scores)  # last: it stands for the whole folder
     _print(scores, page)
+    if checking.wandb != "disabled":
+        _log(config, folder, scores)
     return scores
+
+
+def _log(config: SampleConfig, folder: Path, scores: dict[str, Any]) -> None:
+    """All of it as one artifact on wandb."""
+    record = import_module("sample.record")  # by name: wandb takes longer to import than a small run to verify
+    files = "report.html", "scores.csv", "scores.json", "."
+    written = record.Written("verification", Path(config.folder).name, folder, *files)
+    record.log_once(written, {"provenance": scores["provenance"]}, config.verify.wandb, config.verify.project)
 
 
 def _folder(config: SampleConfig) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,11 @@ img { max-width: 100%; height: auto; display: block; }
 ul { padding-left: 1.2rem; max-width: 46rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre { background: #f5f6f8; border-radius: .5rem; padding: .9rem; overflow-x: auto; font-size: .82rem; }"""
+
+
+def slug(*words: str) -> str:
+    """Words as a name of a file or an artifact."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
 
 
 def document(title: str, body: str) -> str:

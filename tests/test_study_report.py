@@ -12,8 +12,8 @@ import wandb
 from studies import CRPS, REFERENCE, SCORES, SETTINGS, SYSTEMS, made
 from test_report import Page
 
+from sample.record import Written, log_once, log_to_wandb
 from sample.study import figures, tables
-from sample.study.record import log_once, log_to_wandb
 from sample.study.report import write
 from sample.study.words import markdown
 
@@ -406,11 +406,15 @@ def test_names_are_text_not_html(tmp_path):
     assert "<b>bold</b> \\| model" in markdown(study)
 
 
+def written(folder):
+    return Written("study", "made up", folder, "report.html", "results.csv", "results.json", "figures")
+
+
 def test_the_record_is_one_artifact_of_page_tables_and_figures(folder, monkeypatch):
     logged = []
     original = wandb.Run.log_artifact
     monkeypatch.setattr(wandb.Run, "log_artifact", lambda run, made: (logged.append(made), original(run, made))[1])
-    log_to_wandb(folder, made(), "offline", "studies")
+    log_to_wandb(written(folder), {"title": "made up"}, "offline", "studies")
     (artifact,) = (each for each in logged if each.type == "study")  # a table to look at is another
     names = set(artifact.manifest.entries)
     assert {"report.html", "results.csv", "results.json"} < names
@@ -421,15 +425,15 @@ def test_the_record_is_one_artifact_of_page_tables_and_figures(folder, monkeypat
 
 
 def test_a_disabled_record_leaves_nothing(tmp_path):
-    log_once(tmp_path, made(), "disabled", "studies")
+    log_once(written(tmp_path), {}, "disabled", "studies")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_same_results_are_logged_once(tmp_path, monkeypatch):
     """Whichever of the programs that share the folder comes last."""
     logged = []
-    monkeypatch.setattr("sample.study.record.log_to_wandb", lambda *given: logged.append(given))
+    monkeypatch.setattr("sample.record.log_to_wandb", lambda *given: logged.append(given))
     for results in ("{}", "{}", '{"more": 1}'):
         (tmp_path / "results.json").write_text(results)
-        log_once(tmp_path, made(), "offline", "studies")
+        log_once(written(tmp_path), {}, "offline", "studies")
     assert len(logged) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 import xarray as xr
 import zarr
 from scipy.stats import wasserstein_distance
@@ -358,6 +359,21 @@ def test_scores_do_not_depend_on_processes_or_chunks(weather, monkeypatch):
             np.testing.assert_array_equal(a, b, err_msg=str(key))
     for kind, (total, _) in one.spectra.items():  # of all dates, added in another order
         np.testing.assert_allclose(by_week.spectra[kind][0], total, rtol=1e-12)
+
+
+def test_page_tables_and_figures_are_one_artifact_on_wandb(config, tmp_path, monkeypatch):
+    """Logged once, however often the same is verified; nothing without being asked."""
+    logged = []
+    original = wandb.Run.log_artifact
+    monkeypatch.setattr(wandb.Run, "log_artifact", lambda run, made: (logged.append(made), original(run, made))[1])
+    asked = replace(config, verify=replace(config.verify, folder=str(tmp_path / "page"), wandb="offline"))
+    for each in (replace(asked, verify=replace(asked.verify, wandb="disabled")), asked, asked):
+        verify(each)
+    (artifact,) = (each for each in logged if each.type == "verification")
+    names = set(artifact.manifest.entries)
+    assert {"report.html", "scores.csv", "scores.json", "maps.png", "maps.svg"} <= names
+    assert names == {path.name for path in (tmp_path / "page").iterdir()} - {"sums.npz", "wandb"}
+    assert list((tmp_path / "page" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_verifying_again_changes_nothing(config):

@@ -7,7 +7,6 @@ import html
 import io
 import json
 import os
-import re
 from pathlib import Path
 
 from sample.study import figures, tables
@@ -15,7 +14,7 @@ from sample.study.tables import Cell, Study, Table, label, title
 from sample.study.words import COST_WORDS, NOT_THERE, PUBLISHED_WORDS, meanings, notes, score_words, standings
 from sample.verdicts import BEST
 from slams.contracts.envelope import write_json, write_text
-from slams.page import cards, difference, document, figure, legend, table
+from slams.page import cards, difference, document, figure, legend, slug, table
 
 PAGE, CSV, JSON, FIGURES = "report.html", "results.csv", "results.json", "figures"
 BY_CHANCE = 0.05  # of differences that are none, what 95 % intervals take for one
@@ -178,10 +177,6 @@ def _profiles(folder: Path, study: Study) -> str:
             path = folder / FIGURES / f"{slug('profile', setting)}.png"
             drawn.append(figure(drawing, f"By level, {labels[setting]}. Shaded: 95 % interval.", path))
     return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
-
-
-def slug(*words: str) -> str:
-    return "-".join(re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words)
 
 
 def _provenance(study: Study) -> str:

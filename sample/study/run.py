@@ -16,6 +16,7 @@ from sample.study.config import StudyConfig
 from sample.study.plan import Plan, grid_shape, planned, preparations
 from sample.study.results import published_scores, study
 from sample.study.stages import Stage, StageError, complete, locked
+from sample.study.tables import Study
 from sample.study.words import markdown
 from slams.config import ConfigError, load, to_yaml
 from slams.contracts.envelope import ContractError, write_text
@@ -109,8 +110,17 @@ def _write(config: StudyConfig, plan: Plan, rerun: str) -> None:
         page = import_module("sample.study.report").write(folder, found)
         write_text(folder / RECORD, f"## {config.title}\n\n{config.question}\n\n{markdown(found)}")
         if all(stage.done(folder) for stage in plan.cases.values()):
-            import_module("sample.study.record").log_once(folder, found, config.wandb, config.project)
+            _log(config, found)
     sys.stdout.write(f"{page}\n")
+
+
+def _log(config: StudyConfig, found: Study) -> None:
+    """All of it as one artifact on wandb."""
+    record, report = (import_module(f"sample.{name}") for name in ("record", "study.report"))
+    about = {name: found[name] for name in ("title", "question", "rerun", "provenance")}
+    folder, files = Path(config.folder), (report.PAGE, report.CSV, report.JSON, report.FIGURES)
+    written = record.Written("study", folder.resolve().name, folder, *files)
+    record.log_once(written, about, config.wandb, config.project)
 
 
 def _told(config: StudyConfig) -> list[str]:
