@@ -215,6 +215,9 @@ def _open_products(folder: Path) -> dict[str, Analysis]:
             raise ContractError(f"{product.path}: holds other fields or another grid than {first.path}")
         if not np.array_equal(product.time, first.time):
             raise ContractError(f"{product.path}: holds other valid days than {first.path}")
+        if len(bare := product.time[product.n_drawn == 0]):
+            on = f"on {len(bare)} of {len(product.time)} days, the first {bare[0]}"
+            raise ContractError(f"{product.path}: holds no member {on}: all diverged; remove it and take more steps")
     if not any(m.role == "state" for m in first.spec.modalities):
         raise ContractError(f"{first.path}: holds no state to verify, only {', '.join(first.spec.names)}")
     return found

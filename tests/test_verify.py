@@ -511,6 +511,12 @@ def test_a_hole_in_the_product_is_refused(config, tmp_path):
     refused(config, "temperature has missing or infinite values")
 
 
+def test_a_day_on_which_all_members_diverged_is_refused(config, tmp_path):
+    config = replace(config, folder=str(tmp_path / "bare"))
+    write_product(tmp_path / "bare" / "analysis.zarr", [np.nan, np.nan])
+    refused(config, "holds no member on 5 of 5 days, the first 2001-01-04: all diverged")
+
+
 def test_a_modality_that_the_analysis_lacks_in_part_is_left_out_in_a_sentence(config, tmp_path, capsys):
     """The truth of rain is known on land; the autoencoder has it, so that nothing but the analysis is to blame."""
     config = replace(config, folder=str(tmp_path / "holed"))
