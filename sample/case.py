@@ -191,6 +191,8 @@ def open_case(config: SampleConfig) -> Case:
     reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
     guess = FirstGuess(config.background, first.spec) if config.background else None
     before = _before(first, config.period) if guess is not None else {}
+    for product in products.values():
+        _check_drawn(product)
     return Case(products, archive, observations, baselines.climatology_of(archive), reconstruction, guess, before)
 
 
@@ -215,9 +217,6 @@ def _open_products(folder: Path) -> dict[str, Analysis]:
             raise ContractError(f"{product.path}: holds other fields or another grid than {first.path}")
         if not np.array_equal(product.time, first.time):
             raise ContractError(f"{product.path}: holds other valid days than {first.path}")
-        if len(bare := product.time[product.n_drawn == 0]):
-            on = f"on {len(bare)} of {len(product.time)} days, the first {bare[0]}"
-            raise ContractError(f"{product.path}: holds no member {on}: all diverged; remove it and take more steps")
     if not any(m.role == "state" for m in first.spec.modalities):
         raise ContractError(f"{first.path}: holds no state to verify, only {', '.join(first.spec.names)}")
     return found
@@ -228,6 +227,12 @@ def _check_assimilated(product: Analysis, observations: Observations) -> None:
     given = product.attributes.get("config", {}).get("observations_sha256")
     if given is not None and given != observations.checksum:
         raise ContractError(f"{observations.path}: is not what was assimilated in {product.path}; give that set")
+
+
+def _check_drawn(product: Analysis) -> None:
+    if len(bare := product.time[product.n_drawn == 0]):
+        on = f"on {len(bare)} of {len(product.time)} days, the first {bare[0]}"
+        raise ContractError(f"{product.path}: holds no member {on}: all diverged; remove it and take more steps")
 
 
 def _check_same_fields(product: Analysis, path: Path, spec: StateSpec) -> None:
