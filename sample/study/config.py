@@ -32,7 +32,7 @@ class SettingConfig:
         label: in words; ``{factor}`` stands for the factor in use.
         factor: cells a block or a gap, as the study's question has it; one that does not divide the grid is replaced
             by the nearest that does, of two the larger, and the tables say so. It fills ``{factor}``.
-        fills: what fills the other ``{...}`` of the systems' `observe`, beside the study's own `fills`.
+        fills: what fills the other ``{...}`` of the systems' `observe` and `sample`, beside the study's own `fills`.
     """
 
     group: str

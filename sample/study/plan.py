@@ -72,12 +72,13 @@ def planned(config: StudyConfig, shape_HW: tuple[int, int]) -> Plan:
         if twins:
             cases[setting, system] = twins[0]
             continue
-        paths = {"validation": _observations(config, setting, system, "validation"), "data": how.data}
+        fills = _fills(config, setting, factors[setting])
+        fills |= {"validation": _observations(config, setting, system, "validation"), "data": how.data}
         splits = ["test", *(["validation"] if "{validation}" in how.sample else [])]
         for split in splits:
             stage = _observing(config, setting, system, split, factors[setting], tuple(prepare[-1:]))
             observe[stage.name] = stage
-        words = shlex.split(_filled(f"systems.{system}.sample", f"{how.sample} {config.sample}", paths))
+        words = shlex.split(_filled(f"systems.{system}.sample", f"{how.sample} {config.sample}", fills))
         folder = f"{config.folder}/{CASES}/{setting}/{system}"
         words += [f"folder={folder}"]
         words += [f"observations={_observations(config, setting, system, 'test')}"]
@@ -100,6 +101,10 @@ def _how(config: StudyConfig, system: str) -> str:
     return config.systems[system].observe or config.observe
 
 
+def _fills(config: StudyConfig, setting: str, factor: int) -> dict[str, str]:
+    return config.fills | config.settings[setting].fills | {"factor": str(factor)}
+
+
 def _observing_name(config: StudyConfig, setting: str, system: str, split: str) -> str:
     """Systems of the same data that are observed alike share a set."""
     how = config.systems[system]
@@ -115,8 +120,8 @@ def _observations(config: StudyConfig, setting: str, system: str, split: str) ->
 def _observing(
     config: StudyConfig, setting: str, system: str, split: str, factor: int, after: tuple[Stage, ...]
 ) -> Stage:
-    fills = config.fills | config.settings[setting].fills | {"factor": str(factor)}
-    words = shlex.split(_filled(f"systems.{system}.observe", _how(config, system), fills))
+    how = _filled(f"systems.{system}.observe", _how(config, system), _fills(config, setting, factor))
+    words = shlex.split(how)
     words += [f"observe.path={_observations(config, setting, system, split)}", f"observe.split={split}"]
     command = ("data_prep", "observe", *shlex.split(data_words(config, config.systems[system].data)), *words)
     done = f"{_observations(config, setting, system, split)}/zarr.json"
@@ -149,6 +154,6 @@ def grid_shape(config: StudyConfig) -> tuple[int, int]:
         ContractError, ValueError: that archive is not there, or no word names it.
     """
     how = config.systems[config.reference]
-    fills = {"validation": "x", "data": how.data}
+    fills = _fills(config, next(iter(config.settings)), 1) | {"validation": "x", "data": how.data}
     path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", how.sample, fills))
     return open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive).spec.grid.shape
