@@ -1,6 +1,6 @@
 """What habits of the published code do to its analyses, one by one: those that a network has to be trained with.
 
-    python benchmarks/habits.py [HABIT ...]     # after configs/studies/paper.yaml; 25 minutes of one core a habit
+    python benchmarks/habits.py [HABIT ...]     # after configs/studies/paper.yaml; 15 minutes of one core a habit
 
 The study's system with rain and OLR, but for one thing: its latents as they come and not standardised, so that the
 kernel and the noise of 0.1 are of another scale; edges of the score network joined as on a sphere and not, as
