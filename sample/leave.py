@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
+PASSED = 1e-3  # minutes: what is left of a limit that has passed is next to nothing, and not no limit
 AGAIN = 75  # the status of one that should be started again (EX_TEMPFAIL of sysexits.h)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before their time limit
 
@@ -34,7 +35,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def minutes_left(asked: float, environment: Mapping[str, str]) -> float:
     """Minutes until the sooner of two limits: that asked for, and the end that a scheduler tells; 0 = neither."""
     told = environment.get("SLURM_JOB_END_TIME", "")
-    scheduled = (int(told) - time.time()) / 60 if told.isdigit() else 0.0
+    scheduled = max((int(told) - time.time()) / 60, PASSED) if told.isdigit() else 0.0
     return min((minutes for minutes in (asked, scheduled) if minutes > 0), default=0.0)
 
 

@@ -147,8 +147,9 @@ def test_the_sooner_of_two_limits_counts(monkeypatch, asked, left, minutes):
     assert minutes_left(asked, {"SLURM_JOB_END_TIME": ""}) == asked
 
 
-def test_a_schedulers_limit_shorter_than_a_unit_is_refused(chain, capsys, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 1))
+@pytest.mark.parametrize("seconds", [1, -60], ids=["near", "passed"])
+def test_a_schedulers_limit_shorter_than_a_unit_is_refused(chain, capsys, monkeypatch, seconds):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + seconds))
     monkeypatch.setattr("sample.run.Run.seconds", lambda self, unit: 90.0)
     assert assimilate(chain.sample(*TEN_DAYS, run="scheduled")[1:]) == 2
     assert "is too short for one unit, which takes 1.5; more is needed" in capsys.readouterr().err

@@ -290,7 +290,7 @@ def test_programs_that_share_a_folder_write_in_turn_and_log_what_is_whole(tmp_pa
     monkeypatch.setattr("sample.study.run.study", lambda *_: {})
     monkeypatch.setattr("sample.study.run.markdown", lambda _: "")
     monkeypatch.setattr("sample.study.report.write", write)
-    monkeypatch.setattr("sample.record.log_once", lambda *_: told.append("logged"))
+    monkeypatch.setattr("sample.study.run._log", lambda *_: told.append("logged"))
     monkeypatch.setattr(Stage, "done", lambda stage, _: complete or stage.name == "one")
     plan = Plan([], [], {("s", name): Stage(name, ()) for name in ("one", "two")}, {})
     writers = [Thread(target=_write, args=(config, plan, "again")) for _ in range(2)]
