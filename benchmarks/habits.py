@@ -36,11 +36,11 @@ def as_they_come(sums):
     return {"mean": [0.0] * n, "std": [1.0] * n}
 
 
-# of each habit what makes it, whether its latents are its own, and what is changed in its observations
+# of each habit what makes it, what is made anew for it, and what is changed in its observations
 HABITS = {
-    "latents-as-they-come": (partial(patch, "data_prep.encode.moments", as_they_come), True, ()),
-    "edges-as-on-a-sphere": (partial(patch, "slams.model.UNet", partial(UNet, padding="sphere")), False, ()),
-    "noise-as-a-variance": (nullcontext, None, ("observe.latent.noise=0.316",)),
+    "latents-as-they-come": (partial(patch, "data_prep.encode.moments", as_they_come), ("latents", "score"), ()),
+    "edges-as-on-a-sphere": (partial(patch, "slams.model.UNet", partial(UNet, padding="sphere")), ("score",), ()),
+    "noise-as-a-variance": (nullcontext, (), ("observe.latent.noise=0.316",)),
 }
 
 
@@ -49,16 +49,19 @@ def run(job, *words):
         sys.exit(f"benchmarks/habits.py: failed: {shlex.join(words)}")
 
 
-def trained(config, folder, own_latents):
+def prepared(config, folder, anew):
     """Words for the sampler and for the observations, where encoding and training are done."""
     of_data = [stage for stage in preparations(config) if f"{config.folder}/{DATA}/" in str(stage.commands)]
     (_, *encode), (_, *fit) = (stage.commands[0] for stage in of_data[3:])
-    latents = f"encode.path={folder}/latents" if own_latents else ""
-    if own_latents:
-        run(data_prep, *encode, latents)
+    drawn, seen = [], []
+    if "latents" in anew:
+        seen.append(f"encode.path={folder}/latents")
+        run(data_prep, *encode, *seen)
         fit.append(f"shards={folder}/latents")
-    run(train, *fit, f"folder={folder}/score", f"bundle={folder}/score/bundle")
-    return [f"score={folder}/score/bundle"], [latents] if own_latents else []
+    if "score" in anew:
+        run(train, *fit, f"folder={folder}/score", f"bundle={folder}/score/bundle")
+        drawn.append(f"score={folder}/score/bundle")
+    return drawn, seen
 
 
 def scores(folder):
@@ -71,10 +74,10 @@ def main():
     plan = planned(config, SHAPE)
     print("| habit | setting | W1: study | with it | RMSE (K): study | with it |\n|---|---|--:|--:|--:|--:|")
     for habit in sys.argv[1:] or HABITS:
-        made, own_latents, observed = HABITS[habit]
+        made, anew, observed = HABITS[habit]
         folder = f"{config.folder}/habits/{habit}"
         with made():
-            drawn, seen = ([], []) if own_latents is None else trained(config, folder, own_latents)
+            drawn, seen = prepared(config, folder, anew)
             for setting in SETTINGS:
                 case = plan.cases[setting, SYSTEM]
                 observations = f"{folder}/{setting}.zarr"

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import boto3
@@ -102,6 +103,20 @@ def test_frames_that_lie_side_by_side_are_one_request(shards, monkeypatch):
     backwards = [manifest.frames[i] for i in (3, 2, 9)]
     for found, frame in zip(manifest.read_all(backwards), backwards, strict=True):
         np.testing.assert_array_equal(found, manifest.read(frame))
+
+
+def test_a_frame_of_several_windows_is_read_once_and_by_its_own_checksum(shards, monkeypatch):
+    """Windows of a batch that overlap, lie backwards, and are asked for twice, with no frame remembered."""
+    manifest, asked, read = open_shards(shards), [], contract.read_range
+    monkeypatch.setattr(contract, "read_range", lambda path, *bounds: asked.append(bounds) or read(path, *bounds))
+    firsts = np.array([9, 2, 3, 9, 20])
+    x = Reader(manifest, 3, cache_frames=0).windows(firsts)
+    assert len(asked) == 3, "days 2 to 5, 9 to 11, 20 to 22"
+    expected = [[manifest.read(manifest.frames[first + i]) for i in range(3)] for first in firsts]
+    np.testing.assert_array_equal(x, expected)
+    for frame in manifest.frames:
+        content = manifest.files[frame.shard].read_bytes()[frame.offset : frame.offset + frame.size]
+        assert zlib.crc32(content) == frame.crc32
 
 
 def truncated(copy):

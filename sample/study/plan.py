@@ -154,6 +154,7 @@ def grid_shape(config: StudyConfig) -> tuple[int, int]:
         ContractError, ValueError: that archive is not there, or no word names it.
     """
     how = config.systems[config.reference]
-    fills = _fills(config, next(iter(config.settings)), 1) | {"validation": "x", "data": how.data}
+    any_setting = next(iter(config.settings))  # no setting has a say in the archive
+    fills = _fills(config, any_setting, 1) | {"validation": "x", "data": how.data}
     path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", how.sample, fills))
     return open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive).spec.grid.shape
