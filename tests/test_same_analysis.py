@@ -22,7 +22,7 @@ from test_analysis import files
 from sample import assimilate as job
 from sample.__main__ import main as assimilate
 from sample.assimilator import Assimilator
-from sample.leave import Clock, minutes_left
+from sample.leave import PASSED, Clock, minutes_left
 from sample.run import Run
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import open_departures
@@ -138,7 +138,7 @@ def test_a_time_limit_shorter_than_a_unit_is_refused(chain, capsys):
 
 @pytest.mark.parametrize(
     ("asked", "left", "minutes"),
-    [(0, None, 0), (0, 600, 10), (5, 600, 5), (20, 600, 10), (20, -60, 20), (20, None, 20)],
+    [(0, None, 0), (0, 600, 10), (5, 600, 5), (20, 600, 10), (20, -60, PASSED), (20, None, 20)],
 )
 def test_the_sooner_of_two_limits_counts(monkeypatch, asked, left, minutes):
     monkeypatch.setattr("sample.leave.time.time", lambda: 1e9)
