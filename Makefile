@@ -33,6 +33,7 @@ test-slurm: .venv/ready  ## the chain on a real SLURM of three nodes on this mac
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 bench: .venv/ready  ## speed claims, each with its own program

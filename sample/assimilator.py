@@ -109,9 +109,7 @@ class Assimilator:
         with torch.no_grad():
             return ((self.network.encode(x) - decoder.mean) / decoder.std)[0]
 
-    def draw(
-        self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None
-    ) -> Drawn:
+    def draw(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None) -> Drawn:
         """Members of the posterior on consecutive days.
 
         Arguments:

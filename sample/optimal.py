@@ -68,9 +68,7 @@ class Interpolator:
         chosen = {name: value if np.isfinite(value) else None for name, value in asdict(self.choice).items()}
         return {"enoi": chosen}
 
-    def draw(
-        self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None
-    ) -> Drawn:
+    def draw(self, seen: Sequence[Observed], days: np.ndarray, members: np.ndarray, z_b: Tensor | None = None) -> Drawn:
         """Members on consecutive days; NaN on days whose window is not whole.
 
         Arguments:

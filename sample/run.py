@@ -153,9 +153,7 @@ def _first_guess(config: SampleConfig, method: Assimilator | Interpolator) -> Fi
     return FirstGuess(config.background, method.score.spec)
 
 
-def _observed_names(
-    config: SampleConfig, method: Assimilator | Interpolator, observations: Observations
-) -> list[str]:
+def _observed_names(config: SampleConfig, method: Assimilator | Interpolator, observations: Observations) -> list[str]:
     spec = method.spec
     for name in (*config.without, *config.error_inflation):
         spec.modality(name)

@@ -73,9 +73,7 @@ class Decoder:
         at_once: frames decoded at once, see `slams.windows.in_chunks`; 0 = all.
     """
 
-    def __init__(
-        self, network: Autoencoder | PaperAutoencoder, mean: Tensor, std: Tensor, at_once: int = 0
-    ) -> None:
+    def __init__(self, network: Autoencoder | PaperAutoencoder, mean: Tensor, std: Tensor, at_once: int = 0) -> None:
         self.network, self.at_once = network, at_once
         self.mean, self.std = mean[:, None, None], std[:, None, None]
 

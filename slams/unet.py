@@ -114,9 +114,7 @@ class UNet(nn.Module):
         kind = ModulatedBlock if normalise else Block
         return Level(kind(channels, padding) for _ in range(n_blocks))
 
-    def forward(
-        self, z_BLZHW: Tensor, t_B: Tensor, day_BL5: Tensor, context_BcHW: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, z_BLZHW: Tensor, t_B: Tensor, day_BL5: Tensor, context_BcHW: Tensor | None = None) -> Tensor:
         embedding = self.embed(t_B)
         if self.calendar is not None:
             embedding = embedding + self.calendar(day_BL5[:, day_BL5.shape[1] // 2, 1:])

@@ -303,7 +303,7 @@ trap "exit 75" USR1 TERM; for i in {1..300}; do sleep 0.1; done; exit 1"""
 
 
 # Fails where the command is not told when its job ends.
-IN_FIVE_MINUTES = 'left=$((SLURM_JOB_END_TIME - $(date +%s))); [ $left -gt 200 ] && [ $left -le 300 ]'
+IN_FIVE_MINUTES = "left=$((SLURM_JOB_END_TIME - $(date +%s))); [ $left -gt 200 ] && [ $left -le 300 ]"
 
 # SLURM tells of a job without a limit that it ends in a year.
 IN_MONTHS = '[ -z "$SLURM_JOB_END_TIME" ] || [ $((SLURM_JOB_END_TIME - $(date +%s))) -gt 8000000 ]'

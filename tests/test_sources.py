@@ -104,9 +104,7 @@ def test_the_sample_world_is_read_back(tmp_path):
 def test_names_and_order_of_dimensions_do_not_matter(tmp_path, names, dims):
     times = days("2004-02-28", 3)  # across a leap day
     field = kelvin(times)
-    shuffled = field.transpose(*(field.dims[i] for i in dims)).rename(
-        {k: v for k, v in names.items() if k != "t"}
-    )
+    shuffled = field.transpose(*(field.dims[i] for i in dims)).rename({k: v for k, v in names.items() if k != "t"})
     path = save(shuffled.rename(names.get("t", "t")), tmp_path / "t.nc")
     opened = open_temperature([path], [850, 500])
     assert_canonical(opened)
@@ -120,9 +118,7 @@ def test_level_units(tmp_path, units):
     field = kelvin(days("2000-01-01", 1))
     factor = 100.0 if units == "Pa" else 1.0
     field = field.assign_coords(level=("level", field.level.values * factor, {"units": units}))
-    np.testing.assert_allclose(
-        open_temperature([save(field, tmp_path / "t.nc")], [500, 850]), field, rtol=1e-6
-    )
+    np.testing.assert_allclose(open_temperature([save(field, tmp_path / "t.nc")], [500, 850]), field, rtol=1e-6)
 
 
 def test_a_scalar_time_and_extra_entries_are_accepted(tmp_path):
@@ -146,22 +142,16 @@ def test_latitude_and_longitude_are_turned(tmp_path):
 def test_a_repeated_meridian_is_dropped(tmp_path):
     field = kelvin(days("2000-01-01", 1))
     closed = xr.concat([field, field[..., :1].assign_coords(longitude=[360.0])], "longitude")
-    np.testing.assert_allclose(
-        open_temperature([save(closed, tmp_path / "t.nc")], [500, 850]), field, rtol=1e-6
-    )
+    np.testing.assert_allclose(open_temperature([save(closed, tmp_path / "t.nc")], [500, 850]), field, rtol=1e-6)
 
 
 def test_packed_values_and_both_fill_conventions(tmp_path):
     field = rain(days("2000-01-01", 2), 10.0)
     field[0, 0, 0], field[1, 2, 3] = np.nan, np.nan
-    path = save(
-        field, tmp_path / "packed.nc", dtype="int16", scale_factor=0.1, add_offset=5.0, _FillValue=-32767
-    )
+    path = save(field, tmp_path / "packed.nc", dtype="int16", scale_factor=0.1, add_offset=5.0, _FillValue=-32767)
     np.testing.assert_allclose(open_precipitation([path]), field, atol=0.0501)
     np.testing.assert_array_equal(open_precipitation([path]).isnull(), field.isnull())
-    path = save(
-        field, tmp_path / "missing.nc", dtype="float32", _FillValue=None, missing_value=np.float32(-9.97e36)
-    )
+    path = save(field, tmp_path / "missing.nc", dtype="float32", _FillValue=None, missing_value=np.float32(-9.97e36))
     np.testing.assert_allclose(open_precipitation([path]), field, rtol=1e-6)
     filled = field.copy()
     filled[0, 0, 0], filled[1, 2, 3] = -999.0, -9.97e36
@@ -182,14 +172,10 @@ def test_precipitation_units(tmp_path, units, factor):
     np.testing.assert_allclose(opened, field, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "units", ["hours since 1800-01-01", "hours since 1-1-1 00:00:0.0", "days since 1900-1-1"]
-)
+@pytest.mark.parametrize("units", ["hours since 1800-01-01", "hours since 1-1-1 00:00:0.0", "days since 1900-1-1"])
 def test_epochs(tmp_path, units):
     field = rain(days("2000-02-28", 3))
-    numbers = date2num(
-        [datetime(2000, 2, 28), datetime(2000, 2, 29), datetime(2000, 3, 1)], units, "standard"
-    )
+    numbers = date2num([datetime(2000, 2, 28), datetime(2000, 2, 29), datetime(2000, 3, 1)], units, "standard")
     path = save(field.assign_coords(time=("time", numbers, {"units": units})), tmp_path / "p.nc")
     np.testing.assert_array_equal(open_precipitation([path]).time, field.time)
 
@@ -244,10 +230,7 @@ def test_geopotential_becomes_orography(tmp_path):
 def test_sub_daily_temperature_becomes_the_mean_of_the_utc_day(tmp_path, step_hours):
     n_a_day = 24 // step_hours
     field = kelvin(days("2004-02-28", 3 * n_a_day, step_hours))
-    parts = [
-        save(part, tmp_path / f"{i}.nc")
-        for i, part in enumerate((field[: n_a_day + 1], field[n_a_day + 1 :]))
-    ]
+    parts = [save(part, tmp_path / f"{i}.nc") for i, part in enumerate((field[: n_a_day + 1], field[n_a_day + 1 :]))]
     opened = open_temperature(parts[::-1], [500, 850])
     assert_canonical(opened)
     expected = field.values.reshape(3, n_a_day, 2, 9, 12).mean(axis=1)
@@ -375,9 +358,7 @@ def test_accumulations_of_several_lengths_are_refused(gfs, tmp_path):
     raw, path = next(messages(gfs, shortName="tp")), tmp_path / "mixed.grib2"
     for steps in ("114-120", "114-126"):
         write_message(path, raw, stepRange=steps)
-    with pytest.raises(
-        SourceError, match=r"mixed\.grib2: tp over intervals of 360, 720 minutes; one is allowed"
-    ):
+    with pytest.raises(SourceError, match=r"mixed\.grib2: tp over intervals of 360, 720 minutes; one is allowed"):
         open_precipitation([path])
 
 
@@ -389,9 +370,7 @@ def test_torn_grib(gfs):
 
 def test_grib_without_the_field(gfs, tmp_path):
     write_message(tmp_path / "surface.grib2", next(messages(gfs, shortName="sulwrf", typeOfLevel="surface")))
-    with pytest.raises(
-        SourceError, match="no olr: it has sulwrf at surface; allowed are sulwrf at nominalTop"
-    ):
+    with pytest.raises(SourceError, match="no olr: it has sulwrf at surface; allowed are sulwrf at nominalTop"):
         open_olr([tmp_path / "surface.grib2"])
 
 

@@ -62,19 +62,23 @@ def pretend_done(year: world.YearFiles) -> None:
 
 # ---------------------------------------------------------------- configuration and planning
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"folder": ""}, "folder is ''"),
-    ({"first_year": 1979}, "first_year is 1979, allowed: 1980 to 2012"),
-    ({"last_year": 2013}, "last_year is 2013"),
-    ({"last_year": 1981}, "last_year is 1981, allowed: first_year"),
-    ({"run_years": 0}, "run_years is 0"),
-    ({"truncation": 30}, "truncation is 30, allowed: 21, 31 or 42"),
-    ({"seed": -1}, "seed is -1"),
-    ({"jobs": -2}, "jobs is -2"),
-    ({"python": ""}, "python is ''"),
-    ({"precipitation_step_deg": 0.7}, "precipitation_step_deg is 0.7"),
-    ({"precipitation_step_deg": 0.1}, "precipitation_step_deg is 0.1"),
-])
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"folder": ""}, "folder is ''"),
+        ({"first_year": 1979}, "first_year is 1979, allowed: 1980 to 2012"),
+        ({"last_year": 2013}, "last_year is 2013"),
+        ({"last_year": 1981}, "last_year is 1981, allowed: first_year"),
+        ({"run_years": 0}, "run_years is 0"),
+        ({"truncation": 30}, "truncation is 30, allowed: 21, 31 or 42"),
+        ({"seed": -1}, "seed is -1"),
+        ({"jobs": -2}, "jobs is -2"),
+        ({"python": ""}, "python is ''"),
+        ({"precipitation_step_deg": 0.7}, "precipitation_step_deg is 0.7"),
+        ({"precipitation_step_deg": 0.1}, "precipitation_step_deg is 0.1"),
+    ],
+)
 def test_config_names_field_value_and_range(change, said):
     with pytest.raises(ValueError, match=said):
         WorldConfig(**{"folder": "w", **GOOD, **change})
@@ -91,7 +95,7 @@ def test_runs_cover_the_years_once_and_ignore_jobs(tmp_path):
 
 def test_asking_for_more_years_changes_none_of_the_earlier(tmp_path):
     short, long = (world.world_years(make(tmp_path, last_year=last)) for last in (1986, 1990))
-    assert long[:len(short)] == short
+    assert long[: len(short)] == short
 
 
 def test_states_chain_within_a_run_and_not_across(tmp_path):
@@ -133,6 +137,7 @@ def test_spin_up_is_counted_until_its_state_is_there(tmp_path):
 
 # ---------------------------------------------------------------- supervision of a stand-in
 
+
 def test_a_world_is_made_and_then_left_alone(tmp_path):
     config = fake(tmp_path)
     world.run(config)
@@ -146,7 +151,7 @@ def test_a_world_is_made_and_then_left_alone(tmp_path):
 def test_no_more_processes_than_cores_or_jobs_and_each_has_its_core(tmp_path):
     config = make(tmp_path)
     pending, mine = world.pending_runs(config), sorted(os.sched_getaffinity(0))
-    assert world._cores(config, pending) == mine[:len(pending)]
+    assert world._cores(config, pending) == mine[: len(pending)]
     assert world._cores(dataclasses.replace(config, jobs=1), pending) == mine[:1]
     assert world._job(config, pending[0], 5)["core"] == 5
 
@@ -210,10 +215,10 @@ def test_a_second_driver_is_refused(tmp_path):
 
 
 def test_the_model_ends_when_its_driver_is_gone():
-    program = ("import time; from data_prep import gcm; gcm.die_with_driver(); "
-               "print('up', flush=True); time.sleep(99)")
-    with subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, text=True,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    program = "import time; from data_prep import gcm; gcm.die_with_driver(); print('up', flush=True); time.sleep(99)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout.readline() == "up\n"
         process.stdin.close()
         assert process.wait(timeout=20) == 1
@@ -222,8 +227,16 @@ def test_the_model_ends_when_its_driver_is_gone():
 def test_a_log_gets_one_line_a_year_with_the_remaining_time(tmp_path):
     text = io.StringIO()
     config = make(tmp_path, last_year=1983)
-    event = {"event": "year", "year": 1982, "cpu_s": 41.2, "peak_mib": 900, "t500_k": 257.0,
-             "t500_eddy_k": 3.0, "rain_mm_day": 2.75, "olr_w_m2": 233.0}
+    event = {
+        "event": "year",
+        "year": 1982,
+        "cpu_s": 41.2,
+        "peak_mib": 900,
+        "t500_k": 257.0,
+        "t500_eddy_k": 3.0,
+        "rain_mm_day": 2.75,
+        "olr_w_m2": 233.0,
+    }
     with world.Meter(2, world.pending_runs(config), Console(file=text, soft_wrap=True)) as meter:
         for name, said in (("begin", {"year": 1982}), ("days", {"count": 10}), ("days", {"count": 10})):
             meter.hear("seed 0", {"event": name, **said})
@@ -238,10 +251,11 @@ def test_a_log_gets_one_line_a_year_with_the_remaining_time(tmp_path):
 
 # ---------------------------------------------------------------- arithmetic
 
+
 def test_to_pressure_equals_the_closed_form():
     sigma = np.array([0.025, 0.095, 0.2, 0.34, 0.51, 0.685, 0.835, 0.95])
     surface = np.random.default_rng(0).uniform(520, 1050, (2, 3, 4))
-    a, b = 280.0, 21.0                                      # T = a + b ln(p / 1000 hPa)
+    a, b = 280.0, 21.0  # T = a + b ln(p / 1000 hPa)
     pressure = sigma[:, None, None] * surface[:, None]
     got = gcm.to_pressure(a + b * np.log(pressure / 1000), surface, sigma)
     lowest = sigma[-1] * surface
@@ -260,7 +274,7 @@ def test_regrid_keeps_linear_fields_wraps_and_has_one_value_at_each_pole():
     np.testing.assert_allclose(gcm.regrid(field, source, target), inside, atol=1e-5)
     wave = np.cos(np.deg2rad(source.longitude))[:, None] + 0 * source.latitude
     got = gcm.regrid(wave, source, target)
-    np.testing.assert_allclose(got[:, 71], got[:, 1], atol=1e-6)       # 355 degrees east mirrors 5
+    np.testing.assert_allclose(got[:, 71], got[:, 1], atol=1e-6)  # 355 degrees east mirrors 5
     np.testing.assert_allclose(got[[0, -1]], 0, atol=1e-6)
 
 
@@ -270,8 +284,9 @@ def test_cell_centres_stay_off_the_poles():
     assert grid.latitude[0] == 88.75 and grid.latitude[-1] == -88.75 and grid.longitude[0] == 1.25
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("temperature", (365, 10, 3, 4)), ("precipitation", (365, 2, 4)), ("longwave", (730, 3, 4))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("temperature", (365, 10, 3, 4)), ("precipitation", (365, 2, 4)), ("longwave", (730, 3, 4))]
+)
 def test_a_written_year_reads_back_and_is_never_half(tmp_path, name, shape):
     import xarray as xr
 
@@ -291,6 +306,7 @@ def test_a_written_year_reads_back_and_is_never_half(tmp_path, name, shape):
 
 
 # ---------------------------------------------------------------- the real model
+
 
 def digests(folder: str) -> dict[str, str]:
     files = [*Path(folder).glob("*.nc"), *Path(folder).glob(".state/*.msgpack")]
@@ -320,7 +336,7 @@ def test_killed_twice_and_resumed_equals_uninterrupted(tmp_path):
     whole, broken = (make(tmp_path / name, **tiny) for name in ("whole", "broken"))
     assert drive(whole).wait() == 0
     first, second = world.world_years(broken)
-    kill_when(broken, first.precipitation.exists)           # while the files of a year are being written
+    kill_when(broken, first.precipitation.exists)  # while the files of a year are being written
     kill_when(broken, lambda: first.done and time.time() - first.end_state.stat().st_mtime > 10)
     assert first.done and not second.done
     assert drive(broken).wait() == 0

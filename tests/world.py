@@ -138,9 +138,7 @@ def _write_temperature(
     )
 
 
-def _write_precipitation(
-    folder: Path, year: int, days: np.ndarray, deep: np.ndarray, continents: np.ndarray
-) -> None:
+def _write_precipitation(folder: Path, year: int, days: np.ndarray, deep: np.ndarray, continents: np.ndarray) -> None:
     latitude, longitude = _coarse(0.5)
     wet = 2.7 * (1 + _contrast(latitude))[:, None] + 2.0 * _field(deep, latitude, longitude)
     land = _field(continents[None], latitude, longitude)[0] > 0

@@ -52,9 +52,7 @@ class Exports:
         if self.manifest.content == "latent":
             document |= {key: self.manifest.document[key] for key in ("autoencoder", "latent")}
         with written_aside(path) as aside:
-            write_bundle(
-                aside, {"ema": averaged, "raw": raw}, self.manifest.spec, self.manifest.statistics(), document
-            )
+            write_bundle(aside, {"ema": averaged, "raw": raw}, self.manifest.spec, self.manifest.statistics(), document)
 
     def forget(self, step: int, report: dict[str, float]) -> None:
         """Remove all but the newest and the best; once a checkpoint stands that will not ask for them again."""

@@ -195,6 +195,5 @@ class StudyConfig:
             (setting, system)
             for setting in self.only_settings or self.settings
             for system, how in self.systems.items()
-            if (not self.only_systems or system in self.only_systems)
-            and (not how.settings or setting in how.settings)
+            if (not self.only_systems or system in self.only_systems) and (not how.settings or setting in how.settings)
         ]
