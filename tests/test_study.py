@@ -18,7 +18,7 @@ import yaml
 from chain import ROOT, finish, start
 
 from sample.__main__ import main as sample
-from sample.study.config import KINDS, FindingConfig, SettingConfig, StudyConfig, SystemConfig
+from sample.study.config import KINDS, CurveConfig, FindingConfig, Setting, StudyConfig, SystemConfig
 from sample.study.findings import findings
 from sample.study.plan import Plan, nearest_divisor, planned, preparations
 from sample.study.results import published_scores
@@ -49,10 +49,7 @@ def study(chain):
         "data": {"planet": " ".join(w for w in chain.prepared if not w.startswith("observe."))},
         "prepare": ["data_prep archive ${data.planet}"],
         "observe": " ".join(f"observe.{m}.factor={{factor}}" for m in ("temperature", "precipitation", "olr")),
-        "settings": {
-            "coarse-4": {"group": "coarsening", "value": 4, "factor": 4, "label": "{factor} x {factor} cells"},
-            "coarse-5": {"group": "coarsening", "value": 5, "factor": 5, "label": "{factor} x {factor} cells"},
-        },
+        "curves": {"coarse": {"group": "coarsening", "values": [4, 5], "label": "{factor} x {factor} cells"}},
         "systems": {
             "slams": {"label": "SLAMS", "data": "planet", "sample": words},
             "enoi": {"label": "EnOI", "data": "planet", "sample": f"{words} {every}", "settings": ["coarse-4"]},
@@ -80,6 +77,13 @@ def test_every_case_is_scored_and_a_missing_one_is_missing(study):
     assert set(found["coarse-5"]) == {"slams", "climatology"}
     page = (study.parent / "study" / "report.html").read_text()
     assert "A small study" in page and "Does it run?" in page
+
+
+def test_what_the_preparation_cost_is_what_its_mark_says(study):
+    (mark,) = (study.parent / "study" / "marks").glob("prepare-*.json")
+    spent = json.loads(mark.read_text())
+    expected = {part: spent[part] for part in ("seconds", "processor_seconds")}
+    assert expected["seconds"] > 0 and result(study)["preparation"] == {"data_prep archive, tiny": expected}
 
 
 def test_scores_are_those_of_each_case_and_differences_are_theirs(study):
@@ -236,6 +240,13 @@ def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
         (["--only", "coarse-4/var"], "--only coarse-4/var: is no case"),
         (["reference=var"], "reference: 'var' is not among slams, enoi"),
         (["only_settings=[coarse-6]"], "only_settings: 'coarse-6'"),
+        (["curves.coarse.values=[]"], "curves.values: [] is not allowed; at least one"),
+        (["curves.coarse.values=[0.5]"], "curves.values: [0.5] is not allowed; whole numbers, or a factor"),
+        (["curves.coarse.values=[4,4]"], "curves.values: [4.0, 4.0] is not allowed; each once"),
+        (
+            ["curves.noise={group: g, values: [0], label: l}"],
+            "curves.values: [0.0] is not allowed; at least one",
+        ),
         (["--processes", "0"], "--processes: 0 is not allowed"),
         (["observe=observe.temperature.factor={size}"], "nothing fills 'size'"),
         (["published=none.csv"], "none.csv"),
@@ -382,10 +393,10 @@ def test_a_study_of_which_nothing_is_verified_is_refused(verified):
 
 def asked(finding):
     """Of a study of RMSE with settings 4, 8, 16."""
-    settings = {f"c-{n}": SettingConfig("coarse", n, "", n) for n in (4, 8, 16)}
+    curves = {"c": CurveConfig("coarse", [4, 8, 16], "")}
     systems = {name: SystemConfig(name, "", "d") for name in ("one", "two")}
     fixed = {"folder": "f", "title": "", "question": "", "data": {"d": ""}, "reference": "one", "scores": ["rmse"]}
-    return StudyConfig(**fixed, settings=settings, systems=systems, findings=[finding] if finding else [])
+    return StudyConfig(**fixed, curves=curves, systems=systems, findings=[finding] if finding else [])
 
 
 def judged(finding, errors, replaced=()):
@@ -503,7 +514,7 @@ def test_each_of_the_data_is_prepared_under_its_own_name_and_words():
     system = {"label": "x", "sample": "c.yaml archive=runs/{data}.zarr", "data": "TP"}
     words = {"T": "w.yaml a.olr='\"\"' p=runs/{data}.zarr", "TP": "w.yaml p=runs/{data}.zarr"}
     config = StudyConfig(
-        "runs", "t", "q", words, {"s": SettingConfig("g", 1, "l")}, {"m": SystemConfig(**system)}, "m",
+        "runs", "t", "q", words, {"s": CurveConfig("g", [1], "l")}, {"m": SystemConfig(**system)}, "m",
         prepare_data=["data_prep archive {words}", "train t.yaml folder=runs/{data}"], prepare=["train pixel.yaml"],
     )  # fmt: skip
     stages = preparations(config)
@@ -517,6 +528,16 @@ def test_each_of_the_data_is_prepared_under_its_own_name_and_words():
     assert [stage.after for stage in stages] == [(), *((stage,) for stage in stages[:-1])]
     with pytest.raises(ValueError, match=r"prepare_data: 'train .word.': nothing fills 'word'; there are data, words"):
         preparations(replace(config, prepare_data=["train {word}"]))
+
+
+def test_a_curve_is_a_setting_for_each_of_its_values():
+    """Written out by hand."""
+    noise = CurveConfig("noise", [0.5, 4], "{factor} cells, noise of {value}", 4, {"noise": "{value}", "share": "1"})
+    assert noise.settings("loud") == {
+        "loud-0.5": Setting("noise", 0.5, "{factor} cells, noise of 0.5", 4, {"noise": "0.5", "share": "1"}),
+        "loud-4": Setting("noise", 4, "{factor} cells, noise of 4", 4, {"noise": "4", "share": "1"}),
+    }
+    assert CurveConfig("g", [8, 12], "").settings("c")["c-12"] == Setting("g", 12, "", 12)
 
 
 def test_settings_that_a_coarse_grid_makes_one_are_analysed_once():

@@ -151,6 +151,12 @@ def test_what_is_missing_is_no_number(page):
     assert f"{DASH} not run" in page.text
 
 
+def test_what_was_made_before_the_cases_is_told_with_its_cost(page):
+    assert ["train, paper_score, TPO", "21.0 min", "10.5 min"] in page.rows
+    assert "| train, paper_score, TPO | 21.0 min | 10.5 min |" in markdown(made())
+    assert "Before all cases" not in markdown(made() | {"preparation": {}})
+
+
 def test_without_an_interval_nobody_is_nearer_to_the_best_value():
     study = made()
     study["scores"]["crps"] = SCORES["crps"] | {"better": "one"}
@@ -359,7 +365,7 @@ def test_a_case_is_reached_from_the_page(tmp_path, monkeypatch):
 def test_markdown_has_the_tables_with_their_signs():
     text = markdown(made())
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 1 + 2 * len(SCORES) + 1 + 1
+    assert len(blocks) == 1 + 2 * len(SCORES) + 1 + 2
     for block in blocks:
         assert len({line.count("|") for line in block}) == 1, "every row has as many cells"
     assert "| block means of 8 x 8 cells | **0.81** (0.79 to 0.83) | 0.97 (0.94 to 1.00) |" in text

@@ -23,7 +23,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class SettingConfig:
+class Setting:
     """An observing system.
 
     Arguments:
@@ -40,6 +40,39 @@ class SettingConfig:
     label: str
     factor: int = 1
     fills: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CurveConfig:
+    """Observing systems that differ in one thing: a `Setting` for each of its values, named by the curve and the value.
+
+    Arguments:
+        group: what changes along it.
+        values: of that; ``{value}`` stands for each in `label` and `fills`.
+        label, fills: see `Setting`.
+        factor: see `Setting`; 0 = the value itself.
+    """
+
+    group: str
+    values: list[float]
+    label: str
+    factor: int = 0
+    fills: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.values or min(self.values) <= 0:
+            raise ValueError(f"curves.values: {self.values} is not allowed; at least one, all above 0")
+        if len({*self.values}) < len(self.values):
+            raise ValueError(f"curves.values: {self.values} is not allowed; each once")
+        if not self.factor and any(value != int(value) for value in self.values):
+            raise ValueError(f"curves.values: {self.values} is not allowed; whole numbers, or a factor")
+
+    def settings(self, name: str) -> dict[str, Setting]:
+        return {f"{name}-{value:g}": self._setting(value) for value in self.values}
+
+    def _setting(self, value: float) -> Setting:
+        label, *fills = (text.replace("{value}", f"{value:g}") for text in (self.label, *self.fills.values()))
+        return Setting(self.group, value, label, self.factor or int(value), dict(zip(self.fills, fills, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -108,7 +141,7 @@ class StudyConfig:
         prepare_data: commands for each of `data`, ``{data}`` its name and ``{words}`` its words.
         prepare: commands that come after, as after `python -m`; what makes archives, shards and models, each a stage.
         observe: words for `python -m data_prep observe`, ``{...}`` filled by the setting.
-        settings, systems: by name.
+        curves, systems: by name.
         reference: the system that all others are compared with.
         texts: pieces of text that the file's other entries take by ``${texts.NAME}``.
         fills: what fills ``{...}`` where the setting does not say.
@@ -129,7 +162,7 @@ class StudyConfig:
     title: str
     question: str
     data: dict[str, str]
-    settings: dict[str, SettingConfig]
+    curves: dict[str, CurveConfig]
     systems: dict[str, SystemConfig]
     reference: str
     prepare_data: list[str] = field(default_factory=list)
@@ -150,9 +183,9 @@ class StudyConfig:
     project: str = "slams"
 
     def __post_init__(self) -> None:
-        for name in (*self.settings, *self.systems, *self.data):
+        for name in (*self.curves, *self.systems, *self.data):
             if not NAME.fullmatch(name.lower()):
-                raise ValueError(f"settings, systems, data: {name!r} is no name; letters, digits, '.', '_' and '-'")
+                raise ValueError(f"curves, systems, data: {name!r} is no name; letters, digits, '.', '_' and '-'")
         self._known("reference", [self.reference], self.systems)
         self._known("only_settings", self.only_settings, self.settings)
         self._known("only_systems", self.only_systems, self.systems)
@@ -168,7 +201,7 @@ class StudyConfig:
         self._known("scores", self.scores, KINDS)
         self._known("baselines", list(self.baselines), dict.fromkeys(BASELINES))
         if not self.scores or not self.settings:
-            raise ValueError("scores, settings: [] is not allowed; at least one of each")
+            raise ValueError("scores, curves: none is not allowed; at least one of each")
         if self.findings and KINDS[self.scores[0]][2] != "low":
             raise ValueError(f"scores: {self.scores[0]} stands first, and findings need one whose best value is low")
         for finding in self.findings:
@@ -187,6 +220,11 @@ class StudyConfig:
         for name in names:
             if name not in known:
                 raise ValueError(f"{where}: {name!r} is not among {', '.join(known)}")
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """By name, those of all curves."""
+        return {name: each for curve, how in self.curves.items() for name, each in how.settings(curve).items()}
 
     @property
     def cases(self) -> list[tuple[str, str]]:

@@ -24,11 +24,16 @@ def preparations(config: StudyConfig) -> list[Stage]:
     """
     found: list[Stage] = []
     fills = [{"data": name, "words": data_words(config, name)} for name in config.data]
-    each = [_filled("prepare_data", command, fill) for fill in fills for command in config.prepare_data]
-    for number, command in enumerate((*each, *config.prepare)):
+    each = [
+        (_filled("prepare_data", command, fill), f", {fill['data']}")
+        for fill in fills
+        for command in config.prepare_data
+    ]
+    for number, (command, of) in enumerate((*each, *((command, "") for command in config.prepare))):
         words = tuple(shlex.split(command))
-        name = f"prepare-{number:02d}-{'-'.join(words[:2] if words[0] == 'data_prep' else words[:1])}"
-        found.append(Stage(name, (words,), tuple(found[-1:])))
+        job = words[:2] if words[0] == "data_prep" else words[:1]
+        label = f"{' '.join(job)}, {Path(words[len(job)]).stem}{of}"
+        found.append(Stage(f"prepare-{number:02d}-{'-'.join(job)}", (words,), tuple(found[-1:]), label=label))
     return found
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from sample.study import figures, tables
 from sample.study.tables import Cell, Study, Table, label, title
-from sample.study.words import COST_WORDS, NOT_THERE, PUBLISHED_WORDS, meanings, notes, score_words, standings
+from sample.study.words import (
+    COST_WORDS,
+    NOT_THERE,
+    PREPARATION_WORDS,
+    PUBLISHED_WORDS,
+    meanings,
+    notes,
+    score_words,
+    standings,
+)
 from sample.verdicts import BEST
 from slams.contracts.envelope import write_json, write_text
 from slams.page import cards, difference, document, figure, legend, slug, table
@@ -60,7 +69,7 @@ def _body(folder: Path, study: Study) -> str:
         _section("Beside what was published", *(_published(study, score) for score in scores)),
         *(_section(f"Along {group}", _curves(folder, study, group)) for group in figures.groups(study)),
         _section(f"{scores[study['first_score']]['label']} by level", _profiles(folder, study)),
-        _section("Cost", _table(tables.cost(study), folder), _muted(f"{COST_WORDS} {NOT_THERE}.")),
+        _section("Cost", _table(tables.cost(study), folder), _muted(f"{COST_WORDS} {NOT_THERE}."), _prepared(study)),
         _section("Where it comes from", _provenance(study)),
     ]
     return "\n".join(part for part in parts if part)
@@ -94,10 +103,15 @@ def _cards(study: Study) -> str:
     run = sum(bool(study["results"].get(setting, {}).get(name)) for setting in names for name in study["systems"])
     hold = [each["holds"] for each in study["findings"]]
     seconds = sum(spent for setting in names for spent in study["cost"].get(setting, {}).values())
+    seconds += sum(spent["processor_seconds"] for spent in study["preparation"].values())
     shown = [(f"{run} of {len(names) * len(study['systems'])}", "settings and systems scored")]
     if hold:
         shown.append((f"{hold.count(True)} of {len(hold)}", "findings hold"))
     return cards([*shown, (f"{len(study['dates'])}", "dates"), (tables.duration(seconds), "processor time")])
+
+
+def _prepared(study: Study) -> str:
+    return _table(tables.preparation(study)) + _muted(PREPARATION_WORDS) if study["preparation"] else ""
 
 
 def _findings(study: Study) -> str:

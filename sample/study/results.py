@@ -14,6 +14,7 @@ from sample.study.config import KINDS, StudyConfig
 from sample.study.findings import findings
 from sample.study.plan import Plan
 from sample.study.scored import Scored, gathered
+from sample.study.stages import Stage
 from slams.config import to_yaml
 from slams.contracts.envelope import ContractError, provenance, read_json
 from slams.uncertainty import Estimate
@@ -24,8 +25,8 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
 
     Returns:
         ``results`` {setting: {system: {score: {level or "mean": {value, interval}}}}} and ``differences`` to the
-        reference alike, with ``significant``; ``published``, ``findings``, ``cost``; ``config``, the study's own as
-        YAML; ``origins``, who made what of each case; and what names them all.
+        reference alike, with ``significant``; ``published``, ``findings``; ``preparation`` and ``cost``, seconds of
+        stages; ``config``, the study's own as YAML; ``origins``, who made what of each case; and what names them all.
 
     Raises:
         ContractError: see `gathered` and `published_scores`.
@@ -53,6 +54,7 @@ def study(config: StudyConfig, plan: Plan, rerun: str) -> dict[str, Any]:
         "findings": findings(config, scored, plan.factors),
         "dates": scored.time.astype(str).tolist(),
         "members": scored.members,
+        "preparation": _preparation(config, plan),
         "cost": _cost(config, plan),
         "cases": {name: _pages(config, plan, name) for name in names},
         "provenance": provenance(),
@@ -103,14 +105,23 @@ def _kind(score: str, units: str) -> dict[str, str]:
     return {"label": label, "units": own or units, "better": better}
 
 
+def _preparation(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
+    """{label: {seconds, processor_seconds}} of the stages that all cases stand on."""
+    marks = {stage.label: _mark(config, stage) for stage in plan.prepare if stage.done(Path(config.folder))}
+    return {name: {part: mark[part] for part in ("seconds", "processor_seconds")} for name, mark in marks.items()}
+
+
 def _cost(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
     """Processor seconds of each case, its verification included."""
     found: dict[str, dict[str, float]] = {}
     for (setting, system), stage in plan.cases.items():
         if stage.done(Path(config.folder)):
-            mark = read_json(stage.mark(Path(config.folder)), "the mark of a stage")
-            found.setdefault(setting, {})[system] = mark["processor_seconds"]
+            found.setdefault(setting, {})[system] = _mark(config, stage)["processor_seconds"]
     return found
+
+
+def _mark(config: StudyConfig, stage: Stage) -> dict[str, Any]:
+    return read_json(stage.mark(Path(config.folder)), "the mark of a stage")
 
 
 def _pages(config: StudyConfig, plan: Plan, setting: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sample.study.config import SettingConfig, StudyConfig
+from sample.study.config import Setting, StudyConfig
 
 FACTOR = "{factor}"
 
@@ -56,13 +56,13 @@ def _same(config: StudyConfig, factors: dict[str, int], name: str, names: Sequen
     return "" if name in (first, *own) else first
 
 
-def _label(how: SettingConfig, factor: int) -> str:
+def _label(how: Setting, factor: int) -> str:
     words = how.label.replace(FACTOR, str(factor))
     if factor == how.factor:
         return words
     return f"{words} ({'' if FACTOR in how.label else f'factor {factor}, '}{how.factor} asked)"
 
 
-def place(how: SettingConfig, factor: int) -> float:
+def place(how: Setting, factor: int) -> float:
     """Where on its curve a setting stands: where the factor is its value, at the one in use."""
     return float(factor) if how.value == how.factor else how.value

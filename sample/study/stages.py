@@ -47,6 +47,7 @@ class Stage:
         after: stages that it stands on.
         files: that it stands on, beside the configurations that its commands name.
         leaves: what is there when it is done.
+        label: what tables call it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     after: tuple[Stage, ...] = field(default=(), repr=False)
     files: tuple[str, ...] = ()
     leaves: str = ""
+    label: str = ""
 
     @property
     def key(self) -> str:

@@ -160,6 +160,13 @@ def findings(study: Study) -> Table:
 HOLDS = {True: "holds", False: "does not hold", None: "cannot be told"}
 
 
+def preparation(study: Study) -> Table:
+    """What was made once for all cases, with its processor time and its time on the clock."""
+    stages = study["preparation"].items()
+    rows = [(name, [_spent(spent[part], "") for part in ("processor_seconds", "seconds")]) for name, spent in stages]
+    return Table(["processor time", "on the clock"], rows)
+
+
 def cost(study: Study) -> Table:
     """Processor time of each case, with a way to its own page."""
 

@@ -11,6 +11,7 @@ from sample.verdicts import Verdict
 from slams.page import MARKS
 
 COST_WORDS = "Processor time of each case, all its runs together: drawing all members on all dates, and verifying them."
+PREPARATION_WORDS = "Before all cases, once. What was there already, as after a demo, costs what looking at it does."
 SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
 PUBLISHED_WORDS = (
     "With ours the 95 % interval over dates; with theirs the lowest and highest of the published runs. Where one run "
@@ -77,7 +78,10 @@ def markdown(study: Study) -> str:
         if marks:
             parts += [f"Minus {label(study, study['reference'])}, same dates: {marks}.", _lines(gaps)]
     parts += ["\n".join(f"* {words}" for words in notes(study)), *_beside_published(study)]
-    parts += ["### Cost", COST_WORDS, _lines(tables.cost(study)), f"{NOT_THERE}. To make it again: `{study['rerun']}`"]
+    parts += ["### Cost", COST_WORDS, _lines(tables.cost(study)), f"{NOT_THERE}."]
+    if study["preparation"]:
+        parts += [PREPARATION_WORDS, _lines(tables.preparation(study))]
+    parts += [f"To make it again: `{study['rerun']}`"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
