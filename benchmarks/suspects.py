@@ -1,11 +1,12 @@
-"""What habits of the published code do to the published autoencoder, as far as no other training is needed to see it.
+"""What habits of the published code do to the published networks, as far as no other training is needed to see it.
 
-    python benchmarks/suspects.py     # after the autoencoder of configs/studies/paper.yaml, system TPO
+    python benchmarks/suspects.py     # after the networks of configs/studies/paper.yaml, system TPO
 
 The published case: 1-29 January of a year never trained on; W1 of pooled values of every fourth day, in z-scores, by
 SciPy. Batch normalisation with the statistics of what is just being encoded, as where nobody calls `eval()`; the
-scale of latents that nobody standardised; statistics over all years; and how foreign rows are that a circular padding
-makes neighbours across the poles.
+scale of latents that nobody standardised; statistics over all years; how foreign rows are that a circular padding
+makes neighbours across the poles; and how little a score network of nothing but convolutions, padded so, and a score
+of pooled values know of where on the globe they are.
 """
 
 import sys
@@ -19,11 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from slams.contracts.archive import open_archive
 from slams.contracts.bundle import open_bundle
-from slams.model import open_autoencoder
+from slams.model import open_autoencoder, open_score
 
 FOLDER = Path("runs/studies/paper/TPO")
 DAYS = np.arange("1991-01-01", "1991-01-30", dtype="datetime64[D]")
 SCORED, UPPER = slice(None, None, 4), 4  # every fourth day; levels of 10 to 200 hPa come first
+SHIFT = 8  # rows, 45 degrees
 
 
 def round_trip(network, x_LCHW, frames_at_once):
@@ -68,9 +70,19 @@ def across_the_pole(x_LCHW):
     return np.sqrt(((x_LCHW[:, :, 0] - x_LCHW[:, :, -1]) ** 2).mean(axis=(0, 2))) / step
 
 
+def answers_to_a_shifted_globe(denoise, latents_LZHW):
+    """Largest difference, over the largest value, of the shifted answer and the answer to latents shifted so."""
+    window, t = latents_LZHW[None, :5], torch.tensor([0.5])
+    day = torch.zeros(1, 5, 5)  # it has no calendar
+    noisy = window + torch.randn(window.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answer, other = denoise(noisy, t, day), denoise(noisy.roll(SHIFT, dims=-2), t, day)
+    return float((answer.roll(SHIFT, dims=-2) - other).abs().max() / answer.abs().max())
+
+
 def main():
-    if not (FOLDER / "autoencoder" / "bundle").exists():
-        sys.exit(f"benchmarks/suspects.py: {FOLDER}: no autoencoder; run the study configs/studies/paper.yaml")
+    if not (FOLDER / "score" / "bundle").exists():
+        sys.exit(f"benchmarks/suspects.py: {FOLDER}: no networks; run the study configs/studies/paper.yaml")
     torch.set_num_threads(1)
     archive, bundle = open_archive(FOLDER / "archive.zarr"), open_bundle(FOLDER / "autoencoder" / "bundle")
     network = open_autoencoder(bundle)
@@ -87,6 +99,13 @@ def main():
     print(f"all years for the train years: means move by {shift.max():.4f} std, std by {scale.max():.4f} of itself")
     apart = across_the_pole(np.nan_to_num(x[:, : network.n_decoded]))
     print(f"rows joined by circular padding differ {apart.min():.1f} to {apart.max():.1f} times as much as neighbours")
+    denoise, _ = open_score(open_bundle(FOLDER / "score" / "bundle"))
+    told = answers_to_a_shifted_globe(denoise, (latents - mean[:, None, None]) / std[:, None, None])
+    truth = x[SCORED, : network.n_decoded]
+    moved_globe = np.roll(truth, SHIFT, axis=2)
+    score, error = w1(moved_globe, truth).mean(), np.sqrt(((moved_globe - truth) ** 2).mean())
+    print(f"globe shifted by {SHIFT} rows: the score network's answer shifts with it, but for {told:.0e}")
+    print(f"truth shifted by {SHIFT} rows: W1 {score:.3f}, RMSE {error:.2f} (z)")
 
 
 if __name__ == "__main__":
