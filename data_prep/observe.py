@@ -17,7 +17,7 @@ import torch
 from data_prep.config import ObserveConfig, ObservedConfig, PrepConfig
 from data_prep.systems import GriddedSystem, StationSystem
 from slams.config import to_dict
-from slams.contracts.archive import open_archive
+from slams.contracts.archive import Archive, open_archive
 from slams.contracts.envelope import ContractError, is_finished, written_aside
 from slams.contracts.observations import LATENT, Gridded, Observed, open_observations, write_observations
 from slams.contracts.shards import Frame, Manifest, open_shards
@@ -43,24 +43,29 @@ def run(config: ObserveConfig, whole: PrepConfig) -> None:
     """Write the observations, unless they stand already.
 
     Raises:
-        ContractError: no archive or latent shards, or no such split.
+        ContractError: no archive or latent shards, or no such split, or those that stand are of another archive.
         ValueError: a system that does not fit the grid, the levels or the masks, or that sees nothing at all.
     """
     path, made_by = Path(config.path), to_dict(config) | {"archive": to_dict(whole.archive)}
     if config.space == "latent":
         latents = _open_latents(whole)
         made_by |= {"encode": to_dict(whole.encode), "autoencoder_sha256": latents.document["autoencoder"]}
-    if path.exists() and is_finished(path, open_observations(path).attributes["config"], made_by):
+        source, statistics_sha256 = latents.folder, latents.document["statistics_sha256"]
+    else:
+        archive = open_archive(whole.archive.path)
+        source, statistics_sha256 = archive.path, archive.attributes["statistics_sha256"]
+    if path.exists() and is_finished(path, (found := open_observations(path)).attributes["config"], made_by):
+        found.check_truth(source, statistics_sha256)
         return
-    planned = _latents(config, latents) if config.space == "latent" else _states(config, whole.archive.path)
+    told = {"source": f"simulated from the {config.split} years of {source}", "statistics_sha256": statistics_sha256}
+    planned = _latents(config, latents) if config.space == "latent" else _states(config, archive)
     spec, time, blocks, attributes = planned
     with written_aside(path) as folder:
-        write_observations(folder, spec, time, blocks, {"config": made_by, "space": config.space} | attributes)
+        write_observations(folder, spec, time, blocks, {"config": made_by, "space": config.space} | told | attributes)
 
 
-def _states(config: ObserveConfig, path: str) -> Planned:
+def _states(config: ObserveConfig, archive: Archive) -> Planned:
     """Every system is checked before any observes."""
-    archive = open_archive(path)
     days, statistics = archive.days(config.split), archive.statistics()
     systems: list[GriddedSystem | StationSystem] = []
     for number, modality in enumerate(archive.spec.modalities):
@@ -71,8 +76,7 @@ def _states(config: ObserveConfig, path: str) -> Planned:
     if not systems:
         raise ValueError(f"operator: none for {', '.join(archive.spec.names)}; one of them has to be observed")
     blocks = (system.observed(block) for system in systems for block in archive.blocks(days, DAYS_AT_ONCE))
-    source = {"source": f"simulated from the {config.split} years of {path}"}
-    return archive.spec, archive.time[days], blocks, source
+    return archive.spec, archive.time[days], blocks, {}
 
 
 def _open_latents(whole: PrepConfig) -> Manifest:
@@ -94,8 +98,7 @@ def _latents(config: ObserveConfig, latents: Manifest) -> Planned:
         for i in range(0, len(time), DAYS_AT_ONCE)
     )
     made_of = {key: latents.document[key] for key in ("autoencoder", "latent")} | {"latent_shape": latents.shape}
-    source = {"source": f"simulated from the {config.split} years of {latents.folder}"}
-    return latents.spec, time, blocks, made_of | source
+    return latents.spec, time, blocks, made_of
 
 
 def _observed_latents(

@@ -182,10 +182,12 @@ def open_case(config: SampleConfig) -> Case:
     archive, observations = open_archive(config.archive), open_observations(config.observations)
     for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
         _check_same_fields(first, path, spec)
-    for product in products.values():
-        _check_assimilated(product, observations)
+    observations.check_truth(archive.path, archive.attributes["statistics_sha256"])
     archive.index_of(first.time)
     bundle = open_bundle(config.autoencoder) if config.autoencoder else None
+    for product in products.values():
+        _check_assimilated(product, observations)
+        _check_made_with(product, config, bundle)
     if bundle is not None:
         _check_same_fields(first, bundle.folder, bundle.spec)
     reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
@@ -227,6 +229,22 @@ def _check_assimilated(product: Analysis, observations: Observations) -> None:
     given = product.attributes.get("config", {}).get("observations_sha256")
     if given is not None and given != observations.checksum:
         raise ContractError(f"{observations.path}: is not what was assimilated in {product.path}; give that set")
+
+
+def _check_made_with(product: Analysis, config: SampleConfig, bundle: Bundle | None) -> None:
+    """Persistence, increments and the autoencoder's error are those of this analysis or of none."""
+    made = product.attributes.get("config", {})
+    told = f"{product.path}: was made with another"
+    if bundle is not None and made.get("autoencoder_sha256", bundle.checksum) != bundle.checksum:
+        raise ContractError(f"{told} autoencoder than {bundle.folder}; give that one")
+    if bool(made.get("background", config.background)) != bool(config.background):
+        own = made["background"] or "none"
+        raise ContractError(f"{told} background than {config.background or 'none'}: {own}; give that one")
+    period = made.get("period", {})
+    for name in ("segment_days", "halo_days") if config.background else ():
+        if period.get(name, getattr(config.period, name)) != getattr(config.period, name):
+            own = f"period.{name} than {getattr(config.period, name)}: {period[name]}"
+            raise ContractError(f"{told} {own}; give that one")
 
 
 def _check_drawn(product: Analysis) -> None:

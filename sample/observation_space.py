@@ -35,9 +35,8 @@ from slams.observation_space import (
 )
 from slams.rng import generator
 from slams.spec import StateSpec
-from slams.uncertainty import date_blocks, resampled_dates
+from slams.uncertainty import LEVEL, date_blocks, interval, resampled_dates
 
-LEVEL = 0.95
 MODALITY, ASSIMILATED, AT_LEVEL, IN_BAND, IN_SEASON, DAY = range(6)
 MARGINALS = ((), (AT_LEVEL,), (IN_BAND,), (IN_SEASON,), (AT_LEVEL, IN_BAND))
 TELL_APART = ("observed", "error_std", "station_id", "longitude", "latitude", "level_hpa")
@@ -295,9 +294,10 @@ def _confidence(made: Gathering, days: np.ndarray, bootstrap: int) -> dict[str, 
     counts_RD = resampled_dates(blocks, bootstrap, generator(made.seed, "validation"))
     of, none = [], ("rows", "known", *(OF_SPREAD if len(made.members) == 1 else ()))
     for key in made.cells.joined(MODALITY, ASSIMILATED).groups if n_blocks > 1 else ():
-        drawn = numbers(Sums(counts_RD @ _by_day(made, key, days.astype(int))))
+        by_day = _by_day(made, key, days.astype(int))
+        found, drawn = numbers(Sums(by_day.sum(axis=0))), numbers(Sums(counts_RD @ by_day))
         place = {"modality": made.spec.names[key[0]], "assimilated": bool(key[1])}
-        told = {name: _interval(values) for name, values in drawn.items() if name not in none}
+        told = {name: _interval(found[name], each, n_blocks) for name, each in drawn.items() if name not in none}
         of.append(place | told)
     return {"level": LEVEL, "resamples": bootstrap, "blocks": n_blocks, "of": of}
 
@@ -308,11 +308,9 @@ def _by_day(made: Gathering, key: tuple[int, ...], days: np.ndarray) -> np.ndarr
     return np.stack([made.dates.groups.get((*key, int(day)), np.zeros_like(some)) for day in days])
 
 
-def _interval(drawn_R: np.ndarray) -> list[float] | None:
+def _interval(value: np.ndarray, drawn_R: np.ndarray, n_blocks: int) -> list[float] | None:
     """None where a resample has no value."""
-    if not np.isfinite(drawn_R).all():
-        return None
-    return [float(v) for v in np.quantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+    return list(interval(float(value), drawn_R, n_blocks)) if np.isfinite(drawn_R).all() else None
 
 
 def write_csv(path: Path, found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from sample.figures import label
 # A ratio this near 1 is called reliable; with tens of dates it is not known better than that.
 RELIABLE_WITHIN = 0.1
 FEW_BLOCKS = 10
-PACES = {"day_change": "From one day to the next", "day_change_at_joins": "Where two segments join"}
+PACES = {"day_change": "From one day to the next within a segment", "day_change_at_joins": "Where two segments join"}
 ONE_MEMBER = "One member has no spread, and all that needs one is left out: ratios of spread to error, and ranks."
 
 

@@ -19,6 +19,7 @@ Two runs on the same dates, paired:
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def read_sums(folder: str | Path) -> Sums:
             arrays = dict(file)
     except FileNotFoundError as error:
         raise ContractError(f"{path}: no sums there; run `python -m sample verify` first") from error
-    except (ValueError, OSError, BadZipFile) as error:
+    except (ValueError, OSError, BadZipFile, zlib.error) as error:
         raise ContractError(f"{path}: damaged, it cannot be read ({error})") from error
     time, found = arrays.pop("dates"), {}
     for name in arrays:

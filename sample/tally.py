@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor
 
 from sample.case import Case
-from sample.sums import Key, Pair, Sums
+from sample.sums import OF_MEMBERS, Key, Pair, Sums
 from slams import metrics
 from slams.contracts.analysis import drawn
 from slams.metrics.area import AreaMean
@@ -158,9 +158,10 @@ class _Scorer:
             x = members[drawn(members.numpy())]
             self.n_members[system] = max(len(x), self.n_members.get(system, 0))
             for score, kind in self.kinds.items():
-                self._keep(system, score, kind.sums(x, now.truth))
-            self._keep(system, "day_change", self._changed(system, now, follows))
+                alone = score in OF_MEMBERS and len(x) == 1 < len(members)  # the last of many has no spread to count
+                self._keep(system, score, _nothing(kind) if alone else kind.sums(x, now.truth))
             at_join = follows and self.case.is_join(where)
+            self._keep(system, "day_change", self._changed(system, now, follows and not at_join))
             self._keep(system, "day_change_at_joins", self._changed(system, now, at_join))
             self._keep_unstable(system, x, now.truth)
         self._keep_unstable(TRUTH, now.truth[None], now.truth)
@@ -176,7 +177,7 @@ class _Scorer:
             if both.any():
                 change, true_change = other[both].double() - one[both], now.truth.double() - self.before.truth
                 return self.day_change.sums(change, true_change)
-        return torch.zeros_like(self.day_change.total), torch.zeros_like(self.day_change.weight)
+        return _nothing(self.day_change)
 
     def _keep(self, system: str, score: str, sums: tuple[Tensor, Tensor]) -> None:
         for modality in self.case.spec.modalities:
@@ -204,6 +205,11 @@ class _Scorer:
         found = {key: _stacked(pairs) for key, pairs in self.found.items()}
         spectra = {kind: _pair(spectrum) for kind, spectrum in self.spectra.items()}
         return Tally(Sums(time, found), self.n_members, spectra, _pair(self.ranks))
+
+
+def _nothing(metric: AreaMean) -> tuple[Tensor, Tensor]:
+    """Sums and weights of a date that does not count."""
+    return torch.zeros_like(metric.total), torch.zeros_like(metric.weight)
 
 
 def _pair(metric: AreaMean) -> Pair:

@@ -135,7 +135,7 @@ def _columns(rows: Rows) -> Iterator[np.ndarray]:
     x = np.asarray(rows.analysis, np.float64)
     present = np.isfinite(x)
     m = present.sum(axis=0)
-    known = (m > 0) & np.isfinite(y) & np.isfinite(error)
+    known = (m >= min(2, len(x))) & np.isfinite(y) & np.isfinite(error)  # the last member of many has no spread
     paired = known & np.isfinite(b)
     x = np.where(present, x, np.nan)
     mean = np.nansum(x, axis=0) / np.maximum(m, 1)

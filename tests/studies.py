@@ -108,7 +108,9 @@ def made():
         "origins": {"coarse-4/score": {"products": {"analysis": {"commit": "abc1", "score_sha256": "0d1e<2>"}}}},
         "config": "folder: runs/fair\nreference: optimal\n",
         "cost": {"coarse-4": {"score": 5025.0, "optimal": 38.0}, "coarse-8": {"score": 5100.0, "optimal": 40.0}},
-        "preparation": {"train, paper_score, TPO": {"seconds": 630.0, "processor_seconds": 1260.0}},
+        "preparation": {
+            "prepare-04-train": {"label": "train, paper_score, TPO", "seconds": 630.0, "processor_seconds": 1260.0}
+        },
         "dates": ["2001-01-04", "2001-02-03", "2001-03-05"],
         "members": {"score": 16, "alone": 16, "optimal": 16},
         "rerun": "python -m sample study configs/studies/fair.yaml",

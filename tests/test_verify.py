@@ -235,6 +235,14 @@ def test_the_new_scores_are_those_of_the_closed_form(verified):
     assert systems["analysis"]["unstable"] == verified[0]["truth"]["unstable"] == {"500": 0, "850": 0, "mean": 0}
 
 
+def test_a_layer_that_is_steeper_than_the_dry_adiabat_is_named(config):
+    """60 K more at 850 hPa: theta falls from 345 K there to 305 K at 500 hPa, in every member."""
+    zarr.open_group(Path(config.folder) / "analysis.zarr", mode="r+")["temperature"][:, :, 2] += 60
+    scores = verify(config)
+    assert scores["systems"]["analysis"]["unstable"] == {"500": 0, "850": 1, "mean": 0.5}
+    assert scores["truth"]["unstable"] == {"500": 0, "850": 0, "mean": 0}
+
+
 def test_a_seam_is_seen_where_segments_join(config):
     """Two segments of two days; the second lies 1 too high, so that members move by 5 where the truth moves by 4."""
     days, path = DAYS[3:7], Path(config.folder) / "analysis.zarr"
@@ -250,7 +258,7 @@ def test_a_seam_is_seen_where_segments_join(config):
     systems = verify(config)["systems"]
     found = systems["analysis"]
     assert found["day_change_at_joins"]["mean"] == pytest.approx(5 / 4)
-    assert found["day_change"]["mean"] == pytest.approx(((16 + 25 + 16) / 48) ** 0.5)
+    assert found["day_change"]["mean"] == pytest.approx(1), "away from it"
     assert systems["climatology"]["day_change_at_joins"]["mean"] == 0
 
 
@@ -448,6 +456,8 @@ def test_the_autoencoder_is_scored_on_what_it_decodes(config, tmp_path, network,
     others = [table["systems"].get("autoencoder") for table in scores["other_modalities"].values()]
     assert [found["rmse"]["mean"] for found in others if found] == pytest.approx([2] * knows, abs=1e-5)
     assert "truth encoded and decoded" in (tmp_path / "run" / "verify" / "report.html").read_text()
+    write_product(tmp_path / "run" / "analysis-x.zarr", OFFSETS, autoencoder_sha256="0" * 64)
+    refused(replace(config, autoencoder=str(folder)), "was made with another autoencoder than .*; give that one")
 
 
 def refused(config, match):
@@ -502,6 +512,18 @@ def test_other_observations_than_were_assimilated_are_refused(config, tmp_path):
     write_observations(tmp_path / "other.zarr", SPEC, DAYS, [seen], {"config": {}})
     match = "other.zarr: is not what was assimilated in .*analysis-without-olr.zarr; give that set"
     refused(replace(config, observations=str(tmp_path / "other.zarr")), match)
+
+
+def test_observations_of_another_truth_are_refused(config, tmp_path):
+    """As where an archive was made anew, of another world, at the same place."""
+    zarr.open_group(config.observations, mode="r+").attrs["statistics_sha256"] = "0" * 64
+    refused(config, "was simulated from another archive than .*archive.zarr is now; give that one")
+
+
+def test_another_background_than_the_products_is_refused(config, tmp_path):
+    """Persistence and the increment would have been another's."""
+    write_product(tmp_path / "run" / "analysis-x.zarr", OFFSETS, background="before.zarr")
+    refused(config, "was made with another background than none: before.zarr; give that one")
 
 
 def test_a_hole_in_the_product_is_refused(config, tmp_path):
@@ -574,6 +596,8 @@ def test_members_that_are_missing_on_the_last_date_take_no_interval_away(config,
     scores = verify(config)
     assert scores["ensemble_size"]["analysis"] == 3 and scores["ensemble_size"]["climatology"] == 1
     assert set(scores["intervals"]["analysis"]["spread_skill"]) == {"100", "500", "850", "mean"}
+    # a variance of 4 and a squared error of 1, times the level's number squared: of the dates that have a spread alone
+    assert scores["systems"]["analysis"]["spread_skill"] == levels(*[np.sqrt(4 * 4 / 3)] * 3)
 
 
 def test_sums_are_of_double_precision(config):

@@ -15,7 +15,7 @@ KINDS = {
     "spread": ("spread", "", ""),
     "bias": ("bias", "", "zero"),
     "unstable": ("share of layers steeper than the dry adiabat", "1", ""),
-    "day_change": ("day-to-day change beside the truth's", "1", "one"),
+    "day_change": ("day-to-day change beside the truth's, within segments", "1", "one"),
     "day_change_at_joins": ("the same where two segments join", "1", "one"),
 }
 BASELINES = ("anomaly_interpolation", "interpolation", "climatology", "persistence", "autoencoder")
@@ -33,6 +33,7 @@ class Setting:
         factor: cells a block or a gap, as the study's question has it; one that does not divide the grid is replaced
             by the nearest that does, of two the larger, and the tables say so. It fills ``{factor}``.
         fills: what fills the other ``{...}`` of the systems' `observe` and `sample`, beside the study's own `fills`.
+        follows: whether its place on the curve is that of the factor in use.
     """
 
     group: str
@@ -40,6 +41,7 @@ class Setting:
     label: str
     factor: int = 1
     fills: dict[str, str] = field(default_factory=dict)
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class CurveConfig:
 
     def _setting(self, value: float) -> Setting:
         label, *fills = (text.replace("{value}", f"{value:g}") for text in (self.label, *self.fills.values()))
-        return Setting(self.group, value, label, self.factor or int(value), dict(zip(self.fills, fills, strict=True)))
+        filled = dict(zip(self.fills, fills, strict=True))
+        return Setting(self.group, value, label, self.factor or int(value), filled, follows=not self.factor)
 
 
 @dataclass(frozen=True)
@@ -204,8 +207,15 @@ class StudyConfig:
             raise ValueError("scores, curves: none is not allowed; at least one of each")
         if self.findings and KINDS[self.scores[0]][2] != "low":
             raise ValueError(f"scores: {self.scores[0]} stands first, and findings need one whose best value is low")
+        self._check_cases()
         for finding in self.findings:
             self._check_curve(finding)
+
+    def _check_cases(self) -> None:
+        if both := sorted({*self.systems} & {*self.baselines}):
+            raise ValueError(f"systems, baselines: {both[0]!r} is in both; give the system another name")
+        if not self.cases:
+            raise ValueError("only_settings, only_systems: leave no case; a system takes part in its `settings` alone")
 
     def _check_curve(self, finding: FindingConfig) -> None:
         values = sorted(s.value for s in self.settings.values() if s.group == finding.group)

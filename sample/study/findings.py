@@ -9,7 +9,6 @@ import numpy as np
 from sample.study.config import FindingConfig, StudyConfig
 from sample.study.scored import Scored
 from sample.study.settings import place
-from slams.contracts.envelope import ContractError
 from slams.uncertainty import Estimate
 
 ONLY = 0  # the channel of a gap
@@ -58,14 +57,11 @@ def _gap(finding: FindingConfig, config: StudyConfig, scored: Scored, setting: s
 def _over_levels(finding: FindingConfig, scored: Scored, each: Estimate) -> Estimate | None:
     """The mean over the finding's levels as the only channel; none of a score that is not of levels."""
     n = len(scored.levels_hpa)
-    unknown = set(finding.levels_hpa) - set(scored.levels_hpa)
-    if unknown:
-        raise ContractError(f"findings.levels_hpa: {sorted(unknown)} are not among {scored.levels_hpa}")
     chosen = [i for i, level in enumerate(scored.levels_hpa) if level in (finding.levels_hpa or scored.levels_hpa)]
     if len(each.value) != n + 1 or not chosen:
         return None
     value, drawn = each.value[chosen].mean(keepdims=True), each.drawn[:, chosen].mean(axis=1, keepdims=True)
-    return Estimate(value, drawn, np.array([each.known[chosen].all()]))
+    return Estimate(value, drawn, each.n_blocks[chosen].min(keepdims=True))
 
 
 def _told(gap: Estimate) -> str:
@@ -129,7 +125,7 @@ def _growth(
     if first is None or last is None:
         return None
     with np.errstate(invalid="ignore", divide="ignore"):  # of a score of 0 there is no growth
-        return Estimate(last.value / first.value, last.drawn / first.drawn, first.known & last.known)
+        return Estimate(last.value / first.value, last.drawn / first.drawn, first.common_blocks(last))
 
 
 JUDGES = {"better": _better, "crossover": _crossover, "steadier": _steadier}

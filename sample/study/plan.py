@@ -12,6 +12,8 @@ from sample.study.config import StudyConfig
 from sample.study.stages import Stage
 from slams.config import load
 from slams.contracts.archive import open_archive
+from slams.contracts.envelope import ContractError
+from slams.spec import StateSpec
 
 OBSERVATIONS, CASES = "observations", "cases"
 
@@ -20,7 +22,7 @@ def preparations(config: StudyConfig) -> list[Stage]:
     """What makes archives and models, each on those before it.
 
     Raises:
-        ValueError: a ``{...}`` that nothing fills.
+        ValueError: a ``{...}`` that nothing fills, or a command without a configuration.
     """
     found: list[Stage] = []
     fills = [{"data": name, "words": data_words(config, name)} for name in config.data]
@@ -31,7 +33,9 @@ def preparations(config: StudyConfig) -> list[Stage]:
     ]
     for number, (command, of) in enumerate((*each, *((command, "") for command in config.prepare))):
         words = tuple(shlex.split(command))
-        job = words[:2] if words[0] == "data_prep" else words[:1]
+        job = words[: 2 if words[:1] == ("data_prep",) else 1]
+        if len(words) <= len(job) or not job:
+            raise ValueError(f"prepare_data, prepare: {command!r} is not allowed; a job and its configuration")
         label = f"{' '.join(job)}, {Path(words[len(job)]).stem}{of}"
         found.append(Stage(f"prepare-{number:02d}-{'-'.join(job)}", (words,), tuple(found[-1:]), label=label))
     return found
@@ -143,7 +147,7 @@ def _stood_on(words: Sequence[str]) -> tuple[str, ...]:
 def _filled(where: str, text: str, fills: dict[str, str]) -> str:
     try:
         return text.format_map(fills)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{where}: {text!r}: nothing fills {error}; there are {', '.join(fills)}") from None
 
 
@@ -152,14 +156,20 @@ def data_words(config: StudyConfig, name: str) -> str:
     return _filled(f"data.{name}", config.data[name], {"data": name})
 
 
-def grid_shape(config: StudyConfig) -> tuple[int, int]:
-    """Of the archive that the reference's runs are verified against.
+def analysed(config: StudyConfig) -> StateSpec:
+    """What the archive holds that the reference's runs are verified against.
 
     Raises:
-        ContractError, ValueError: that archive is not there, or no word names it.
+        ContractError: that archive is not there, or lacks a level that a finding is about.
+        ValueError: no word names it.
     """
     how = config.systems[config.reference]
     any_setting = next(iter(config.settings))  # no setting has a say in the archive
     fills = _fills(config, any_setting, 1) | {"validation": "x", "data": how.data}
     path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", how.sample, fills))
-    return open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive).spec.grid.shape
+    archive = open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive)
+    levels = next(modality.level_hpa for modality in archive.spec.modalities if modality.role == "state")
+    for finding in config.findings:
+        if unknown := sorted({*finding.levels_hpa} - {*levels}):
+            raise ContractError(f"findings.levels_hpa: {unknown} are not among {list(levels)} of {archive.path}")
+    return archive.spec

@@ -105,10 +105,15 @@ def _kind(score: str, units: str) -> dict[str, str]:
     return {"label": label, "units": own or units, "better": better}
 
 
-def _preparation(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
-    """{label: {seconds, processor_seconds}} of the stages that all cases stand on."""
-    marks = {stage.label: _mark(config, stage) for stage in plan.prepare if stage.done(Path(config.folder))}
-    return {name: {part: mark[part] for part in ("seconds", "processor_seconds")} for name, mark in marks.items()}
+def _preparation(config: StudyConfig, plan: Plan) -> dict[str, dict[str, Any]]:
+    """{stage: {label, seconds, processor_seconds}} of those that all cases stand on."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in plan.prepare:
+        if stage.done(Path(config.folder)):
+            mark = _mark(config, stage)
+            spent = {part: mark[part] for part in ("seconds", "processor_seconds")}
+            found[stage.name] = {"label": stage.label} | spent
+    return found
 
 
 def _cost(config: StudyConfig, plan: Plan) -> dict[str, dict[str, float]]:
@@ -152,7 +157,7 @@ def published_scores(path: str, levels_hpa: Sequence[int]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for (setting, system, score), by_run in runs.items():
             found.setdefault(setting, {}).setdefault(system, {})[score] = _ranged(by_run, levels_hpa)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError) as error:
         raise ContractError(f"{path}: no table of setting, system, score, level_hpa, run, value ({error})") from None
     return found
 

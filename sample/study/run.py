@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sample.leave import AGAIN, Leave
 from sample.study.config import StudyConfig
-from sample.study.plan import Plan, grid_shape, planned, preparations
+from sample.study.plan import Plan, analysed, planned, preparations
 from sample.study.results import published_scores, study
 from sample.study.stages import Stage, StageError, complete, locked
 from sample.study.tables import Study
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 def _complete(config: StudyConfig, folder: Path, words: argparse.Namespace) -> None:
     complete(preparations(config), folder, 1, words.threads * words.processes)
-    plan = planned(config, grid_shape(config))
+    plan = planned(config, analysed(config).grid.shape)
     chosen = [stage for case, stage in plan.cases.items() if not words.only or "/".join(case) in words.only]
     wanted = list(dict.fromkeys(chosen))
     needed = {stage.name for case in wanted for stage in case.after}
@@ -128,7 +128,7 @@ def _told(config: StudyConfig) -> list[str]:
     folder, prepare = Path(config.folder), preparations(config)
     told = [f"{_state(stage, folder)}  {shlex.join(stage.commands[0])}" for stage in prepare]
     try:
-        plan = planned(config, grid_shape(config))
+        plan = planned(config, analysed(config).grid.shape)
     except ContractError as error:
         return [*told, f"{len(config.cases)} cases, once there is an archive: {error}"]
     for stage in plan.stages[len(prepare) :]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sample.study.config import StudyConfig
 from sample.study.plan import Plan
+from sample.study.settings import alike
 from sample.sums import OF_MEMBERS, Sums, read_sums
 from slams.contracts.envelope import ContractError, read_json
 from slams.rng import generator
@@ -80,6 +81,8 @@ def gathered(config: StudyConfig, plan: Plan) -> Scored:
     members = {system: told[setting, system]["members"] for setting, system in done}
     for name, told_by in config.baselines.items():
         found |= {(setting, name): found[setting, told_by] for setting, system in done if system == told_by}
+    for setting, system in tuple(found):  # where the grid makes settings one, what has run in one of them has in all
+        found |= {(other, system): found[setting, system] for other in alike(config, plan.factors, setting)}
     own = dict.fromkeys(config.systems, OWN) | {name: name for name in config.baselines}
     origins = {case: {k: v for k, v in told[case]["provenance"].items() if k != "config"} for case in done}
     return Scored(common, found, own, first["variable"], first["levels_hpa"], first["units"], members, origins)

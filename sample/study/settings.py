@@ -49,10 +49,9 @@ def _told(config: StudyConfig, factors: dict[str, int], name: str, names: Sequen
 
 def _same(config: StudyConfig, factors: dict[str, int], name: str, names: Sequence[str]) -> str:
     """The setting that stands for those that ask for the same, best one whose own factor it is; empty for itself."""
-    asked = {each: (factors[each], config.settings[each].fills) for each in names}
-    alike = [each for each in names if asked[each] == asked[name]]
-    own = [each for each in alike if factors[each] == config.settings[each].factor]
-    first = (own or alike)[0]
+    same = [each for each in names if each in alike(config, factors, name)]
+    own = [each for each in same if factors[each] == config.settings[each].factor]
+    first = (own or same)[0]
     return "" if name in (first, *own) else first
 
 
@@ -65,4 +64,10 @@ def _label(how: Setting, factor: int) -> str:
 
 def place(how: Setting, factor: int) -> float:
     """Where on its curve a setting stands: where the factor is its value, at the one in use."""
-    return float(factor) if how.value == how.factor else how.value
+    return float(factor) if how.follows else how.value
+
+
+def alike(config: StudyConfig, factors: dict[str, int], name: str) -> list[str]:
+    """The settings that ask for the same as one of them does, itself among them."""
+    asked = {each: (factors[each], how.fills) for each, how in config.settings.items()}
+    return [each for each in asked if asked[each] == asked[name]]

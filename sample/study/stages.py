@@ -95,14 +95,16 @@ class Stage:
         mark = self._marked(folder)
         sums = {"seconds": mark["seconds"] + seconds, "processor_seconds": mark["processor_seconds"] + processor}
         self.mark(folder).parent.mkdir(exist_ok=True)
-        write_json(self.mark(folder), mark | {"key": ""} | {name: round(value, 3) for name, value in sums.items()})
+        begun = {"key": "", "begun": self.key}
+        write_json(self.mark(folder), mark | begun | {name: round(value, 3) for name, value in sums.items()})
 
     def _marked(self, folder: Path) -> dict[str, Any]:
-        """Its mark; a new one if other commands left the one that is there."""
-        commands = [shlex.join(command) for command in self.commands]
+        """Its mark; a new one if what left the one that is there was other commands, or made from something else."""
         there = read_json(self.mark(folder), "the mark of a stage") if self.mark(folder).is_file() else {}
-        new = {"commands": commands, "seconds": 0.0, "processor_seconds": 0.0}
-        return there if there.get("commands") == commands else new
+        if there.get("begun") == self.key:
+            return there
+        commands = [shlex.join(command) for command in self.commands]
+        return {"commands": commands, "seconds": 0.0, "processor_seconds": 0.0}
 
     @property
     def file(self) -> str:

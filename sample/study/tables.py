@@ -162,8 +162,8 @@ HOLDS = {True: "holds", False: "does not hold", None: "cannot be told"}
 
 def preparation(study: Study) -> Table:
     """What was made once for all cases, with its processor time and its time on the clock."""
-    stages = study["preparation"].items()
-    rows = [(name, [_spent(spent[part], "") for part in ("processor_seconds", "seconds")]) for name, spent in stages]
+    stages = study["preparation"].values()
+    rows = [(each["label"], [_spent(each[part], "") for part in ("processor_seconds", "seconds")]) for each in stages]
     return Table(["processor time", "on the clock"], rows)
 
 

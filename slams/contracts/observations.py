@@ -8,6 +8,7 @@ stations: one table, ``stations.parquet`` (`slams.contracts.stations`). A modali
 
 A set whose attribute ``space`` is ``latent`` has the one group ``latent``, (time, channel, y, x), of standardised
 latents; its attributes name their ``autoencoder`` (checksum), their moments (``latent``) and their ``latent_shape``.
+What was simulated names the statistics of the archive that it was simulated from (``statistics_sha256``).
 """
 
 from __future__ import annotations
@@ -57,6 +58,18 @@ class Observations:
         if "content_sha256" not in self.attributes:
             raise ContractError(f"{self.path}: has no content_sha256, as an early version left it; make it again")
         return str(self.attributes["content_sha256"])
+
+    def check_truth(self, path: Path, statistics_sha256: str) -> None:
+        """Refuse those that were simulated from another archive; what instruments saw names none.
+
+        Raises:
+            ContractError: they were.
+        """
+        if self.attributes.get("statistics_sha256", statistics_sha256) != statistics_sha256:
+            raise ContractError(
+                f"{self.path}: was simulated from another archive than {path} is now; "
+                "give that one, or remove the set and simulate it again"
+            )
 
     @property
     def space(self) -> str:
