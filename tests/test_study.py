@@ -262,7 +262,10 @@ def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
         (["baselines.climatolgy=slams"], "baselines: 'climatolgy'"),
         (["systems.climatology={label: x, data: planet, sample: y}"], "systems, baselines: 'climatology' is in both"),
         (["only_systems=[enoi]", "only_settings=[coarse-5]"], "only_settings, only_systems: leave no case"),
-        (["systems.slams.sample={data.planet}"], "'{data.planet}': nothing fills 'str' object has no attribute"),
+        (
+            ["systems.slams.sample=configs/sample/tiny.yaml {data.planet}"],
+            "nothing fills 'str' object has no attribute",
+        ),
         (["prepare=[data_prep archive]"], "'data_prep archive' is not allowed; a job and its configuration"),
         (
             ["findings=[{claim: c, systems: [slams, enoi], settings: [coarse-4], levels_hpa: [60]}]"],
