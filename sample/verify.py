@@ -1,6 +1,6 @@
 """Scores of the finished products of a run against the truth, beside what they have to beat.
 
-Systems, each given the same observations and the same dates:
+Systems on the same dates, each given the same observations, of which interpolations take those of the day alone:
 
 * ``analysis`` and ``analysis-without-NAME``: the products in the run folder,
 * ``anomaly_interpolation``, ``interpolation``, ``climatology``: see `slams.baselines`; where only latents were
