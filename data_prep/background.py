@@ -41,7 +41,7 @@ def run(config: BackgroundConfig, whole: PrepConfig) -> None:
     attributes = {
         "config": made_by,
         "splits": {config.split: list(archive.splits[config.split])},
-        "missing_days": {},
+        "missing_days": _of_days(archive.attributes["missing_days"], archive.time[days]),
         "source": f"simulated from {archive.path}: truth + {config.error_share:g} climatological anomalies",
     }
     with written_aside(path) as folder:
@@ -55,14 +55,27 @@ def run(config: BackgroundConfig, whole: PrepConfig) -> None:
         finish(folder, archive.statistics(), archive.attributes["global_std"])
 
 
+def _of_days(missing: dict[str, list[str]], time: np.ndarray) -> dict[str, list[str]]:
+    """The missing days of each modality that are among some days."""
+    among = set(time.astype(str))
+    return {name: [day for day in days if day in among] for name, days in missing.items()}
+
+
 def drawn_anomalies(archive: Archive, days: np.ndarray, seed: int) -> np.ndarray:
-    """Departures from the climatology on days of the train years in the same season, one a day, (L, C, H, W)."""
-    train = archive.days("train")
+    """Departures from the climatology on whole days of the train years in the same season, one a day, (L, C, H, W).
+
+    Raises:
+        ValueError: no such day.
+    """
+    missing, train = set().union(*archive.attributes["missing_days"].values()), archive.days("train")
+    train = train[[str(day) not in missing for day in archive.time[train]]]
     phase = _day_of_year(archive.time[train])
     chosen = np.empty(len(days), int)
     for i, day in enumerate(archive.time[days]):
         apart = np.abs(phase - _day_of_year(day))
         near = train[np.minimum(apart, DAYS_PER_YEAR - apart) <= SEASON_DAYS]
+        if not len(near):
+            raise ValueError(f"{archive.path}: {day}: no train day within {SEASON_DAYS} days of its date is whole")
         chosen[i] = generator(seed, "background", int(day.astype(int))).choice(near)
     return archive.read(chosen) - archive.statistics().climatology(archive.time[chosen])
 

@@ -23,6 +23,8 @@ YEAR_DAYS = 365
 BAND_BYTES = 2**24
 THREADS = 2  # more would hold more days at once
 LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
+LARGEST_CONDITION = 20.0  # of the matrix of an annual cycle: 2 for all days of a year, 12 for nine months, 33 for eight
+
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
@@ -182,13 +184,16 @@ class Sums:
         return Sums(self.pairs[:1, :1], self.right[:1], self.square, self.count, lacking)
 
     def solve(self, observed_CHW: np.ndarray) -> np.ndarray:
-        """Coefficients (K, C, H, W); 0 where the channel is not observed."""
+        """Coefficients (K, C, H, W); 0 where the channel is not observed, and beyond the mean where seasons are not."""
         solution = np.zeros_like(self.right)
         for channel, observed in enumerate(observed_CHW):
-            normal_NKK = np.moveaxis(self._normal(channel), (0, 1), (-2, -1))
-            normal_NKK = np.broadcast_to(normal_NKK, (*observed.shape, *self.pairs.shape))[observed]
-            right_NK = self.right[:, channel][:, observed].T
-            solution[:, channel, observed] = np.linalg.solve(normal_NKK, right_NK[..., None])[..., 0].T
+            normal_HWKK = np.moveaxis(self._normal(channel), (0, 1), (-2, -1))
+            in_season = observed & ~_sees_the_year(normal_HWKK)
+            all_year = observed & ~in_season
+            normal_HWKK = np.broadcast_to(normal_HWKK, (*observed.shape, *self.pairs.shape))
+            right_NK = self.right[:, channel][:, all_year].T
+            solution[:, channel, all_year] = np.linalg.solve(normal_HWKK[all_year], right_NK[..., None])[..., 0].T
+            solution[0, channel, in_season] = self.right[0, channel, in_season] / normal_HWKK[in_season][:, 0, 0]
         return solution
 
     def squares(self, harmonics_KCHW: np.ndarray) -> np.ndarray:
@@ -201,6 +206,12 @@ class Sums:
     def _normal(self, channel: int) -> np.ndarray:
         """Sum of b b' over the values of a channel, (K, K, H, W), or (K, K, 1, 1) where no cell lacks any."""
         return self.pairs[..., None, None] - self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
+
+
+def _sees_the_year(normal_HWKK: np.ndarray) -> np.ndarray:
+    """Whether an annual cycle can be fitted: of half a year the other half would be made up, (H, W)."""
+    found = np.linalg.eigvalsh(normal_HWKK)
+    return np.asarray(found[..., -1] <= LARGEST_CONDITION * found[..., 0])
 
 
 def _fitted(sums: Sums, observed: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -128,12 +128,14 @@ def _axes(path: str) -> list[str]:
 
 def _opened(path: str, steps: Callable[[str], list[Step]]) -> list[Step]:
     """The steps of a store; the one line of what keeps it from being opened."""
-    wrong = _axes(path)
     try:
+        wrong = _axes(path)
         return [lambda: wrong] if wrong else steps(path)
     except ContractError as error:
         told = str(error)
-        return [lambda: [told]]
+    except (ValueError, KeyError, TypeError) as error:  # zarr's own words for metadata that it cannot read
+        told = f"{path}: damaged, its metadata cannot be read: {' '.join(str(error).split())}"
+    return [lambda: [told]]
 
 
 def _daily(path: Path, time: np.ndarray) -> Iterator[str]:

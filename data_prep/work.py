@@ -49,9 +49,10 @@ class Work:
         return self.path.with_name(self.path.name + ".before")
 
     def tidy(self) -> None:
-        """Finish what a stop between the last steps left: the name free, or the marks still there."""
+        """Finish what a stop between the last steps left: the name free, or what had it, or the marks, still there."""
         if self._before.exists() and not self.path.exists():
             self._before.rename(self.path)
+        shutil.rmtree(self._before, ignore_errors=True)
         if self.path.exists() and not self.aside.exists():
             shutil.rmtree(self.marks, ignore_errors=True)
 
@@ -60,7 +61,8 @@ class Work:
         note = self.marks / NOTE
         if self.aside.exists() and note.exists() and read_json(note, "the note of what it is made of") == made_of:
             return True
-        for folder in (self.aside, self.marks):
+        note.unlink(missing_ok=True)  # first, so that whoever stops here leaves nothing that could be gone on with
+        for folder in (self.marks, self.aside):
             shutil.rmtree(folder, ignore_errors=True)
         return False
 

@@ -25,6 +25,7 @@ from world import write_world
 
 from data_prep.__main__ import main as prepare
 from data_prep.stats import Sums, fit_statistics
+from data_prep.work import Work
 from slams.contracts.archive import open_archive
 from slams.contracts.shards import open_shards
 
@@ -277,6 +278,37 @@ def test_a_stop_between_the_last_two_names_is_mended(four_years, tmp_path):
     (tmp_path / "archive.marks").mkdir()
     assert prepare(words(four_years, f"archive.path={path}")) == 0
     assert tree(path) == expected and [p.name for p in tmp_path.iterdir()] == ["archive"]
+
+
+def test_a_stop_after_the_last_write_is_gone_on_with(here, tmp_path, monkeypatch):
+    """All is written and sealed, but does not have its name yet."""
+    place, assert_same = here
+    monkeypatch.setattr("data_prep.work.Work.become", lambda _: (_ for _ in ()).throw(RuntimeError("stopped")))
+    assert prepare(words(tmp_path, place)) == 2 and not (tmp_path / "archive").exists()
+    monkeypatch.undo()
+    assert prepare(words(tmp_path, place)) == 0
+    open_archive(tmp_path / "archive")
+    assert_same()
+
+
+def test_what_had_the_name_before_does_not_stay_in_the_way(four_years, tmp_path):
+    path = tmp_path / "archive"
+    assert prepare(words(four_years, f"archive.path={path}")) == 0
+    (tmp_path / "archive.before" / "c").mkdir(parents=True)
+    assert prepare(words(four_years, f"archive.path={path}")) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["archive"]
+
+
+def test_work_whose_removal_was_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
+    work = Work(tmp_path / "archive")
+    work.aside.mkdir()
+    work.begun({"years": 1})
+    assert work.goes_on({"years": 1})
+    monkeypatch.setattr("data_prep.work.shutil.rmtree", lambda *_, **__: (_ for _ in ()).throw(OSError("stopped")))
+    with pytest.raises(OSError, match="stopped"):
+        work.goes_on({"years": 2})
+    monkeypatch.undo()
+    assert not work.goes_on({"years": 1})
 
 
 def test_work_on_files_that_changed_begins_anew(four_years, tmp_path):

@@ -476,6 +476,20 @@ def test_a_torn_document_is_wrong(spoilt, check, name):
     assert line.startswith(f"{path}: damaged")
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after", "told"),
+    [
+        ("states/manifest.json", r'"shards": \[\n', '"sharfs": [\n', "the checksum of its own content does not match"),
+        ("archive/zarr.json", r'("zarr_format": )3', r"\g<1>7", "damaged"),
+        ("archive/time/zarr.json", r"int64", "int65", "damaged"),
+    ],
+)
+def test_metadata_that_no_reader_takes_is_wrong_in_one_line(spoilt, check, name, before, after, told):
+    one_byte(spoilt / name, before, after)
+    (line,) = check(spoilt / name.split("/")[0], 1)
+    assert told in line and "\n" not in line
+
+
 def test_a_newer_version_is_not_judged(spoilt, capsys):
     change_json(spoilt / "archive/zarr.json", lambda document: document["attributes"].update(version=99))
     assert main(["check", str(spoilt / "archive")]) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from netCDF4 import date2num
+from netCDF4 import Dataset, date2num
 from world import LEVELS_HPA, write_world
 
 from data_prep.sources import SourceError, open_olr, open_precipitation, open_static, open_temperature
@@ -240,6 +240,32 @@ def test_sub_daily_temperature_becomes_the_mean_of_the_utc_day(tmp_path, step_ho
         "2004-02-29",
         "2004-03-01",
     ]
+
+
+def test_totals_of_half_days_in_files_of_their_own_are_refused(tmp_path):
+    """Each file has one time a day; their mean would be half of the day's rain."""
+    halves = [save(rain(days(f"2001-01-01T{hour:02d}", 3), 1.3), tmp_path / f"{hour}.nc") for hour in (0, 12)]
+    with pytest.raises(
+        SourceError, match=r"0\.nc: precipitation: totals in 'mm', 2 a day with those of the other files"
+    ):
+        open_precipitation(halves)
+    assert open_precipitation(halves[:1]).sizes["time"] == 3
+
+
+@pytest.mark.parametrize("dim", ["latitude", "longitude"])
+def test_what_is_no_map_is_refused(tmp_path, dim):
+    """A zonal mean, which would pass for the whole globe, and a single row."""
+    path = save(kelvin(days("2001-01-01", 2)).isel({dim: [0]}), tmp_path / "t.nc")
+    with pytest.raises(SourceError, match=rf"t\.nc: {dim}: 1 value; a map has at least 2"):
+        open_temperature([path], [500, 850])
+
+
+def test_a_form_of_netcdf_that_reads_as_zeros_where_it_is_cut_is_refused(tmp_path):
+    with Dataset(tmp_path / "t.nc", "w", format="NETCDF3_64BIT_DATA") as file:
+        file.createDimension("time", 4)
+        file.createVariable("t", "f4", ("time",))[:] = 1
+    with pytest.raises(SourceError, match=r"64-bit data, which reads as zeros where the file is cut: `nccopy -k nc4`"):
+        open_temperature([tmp_path / "t.nc"], [500, 850])
 
 
 def test_a_day_with_a_missing_half_is_missing(tmp_path):

@@ -58,3 +58,16 @@ def test_little_is_held_beside_the_sums(sums, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] - before < matrices
     finally:
         tracemalloc.stop()
+
+
+def test_a_season_that_was_never_seen_is_not_made_up():
+    """Two years of days of which one channel is seen from June on alone: its mean there, and no annual cycle."""
+    time = np.arange("2001-01-01", "2003-01-01", dtype="datetime64[D]")
+    x = np.random.default_rng(0).normal(5, 1, size=(len(time), 2, 1, 1)).astype(np.float32)
+    x[time - time.astype("datetime64[Y]") < np.timedelta64(151, "D"), 1] = np.nan
+    sums = Sums.empty(5, 2, (1, 1))
+    sums.add(x, day_features(time))
+    found = sums.solve(np.ones((2, 1, 1), bool))[..., 0, 0]
+    basis = day_features(time)
+    np.testing.assert_allclose(found[:, 0], np.linalg.lstsq(basis, x[:, 0, 0, 0].astype(float))[0], rtol=1e-6)
+    np.testing.assert_allclose(found[:, 1], [np.nanmean(x[:, 1].astype(float)), 0, 0, 0, 0], rtol=1e-6)

@@ -88,6 +88,7 @@ def open_daily(paths: Sequence[str | Path], quantity: Quantity, level_hpa: Seque
         _refuse_other_grid(pieces[0], piece)
     _refuse_mixed_steps(pieces)
     days, means, run = _by_day(pieces, quantity)
+    _refuse_parts_of_days(pieces, means.file)
     levels = {} if level_hpa is None else {"level": ("level", np.asarray(level_hpa, int), {"units": "hPa"})}
     coords = {
         "time": days.astype("datetime64[ns]"),
@@ -147,6 +148,16 @@ def _refuse_mixed_steps(pieces: list[Piece]) -> None:
     if len(found) > 1:
         steps = ", ".join(f"{step / np.timedelta64(1, 'h'):g} h in {path}" for step, path in found.items())
         raise SourceError(f"{pieces[0].quantity.name}: sampled every {steps}; one step for all files is allowed")
+
+
+def _refuse_parts_of_days(pieces: list[Piece], file: np.ndarray) -> None:
+    """A mean of totals of parts of a day, each in a file of its own, would be a part of the day's total."""
+    totals = [piece for piece in pieces if piece.units in piece.quantity.totals]
+    if file.shape[1] > 1 and totals:
+        raise SourceError(
+            f"{totals[0].path}: {totals[0].quantity.name}: totals in {totals[0].units!r}, {file.shape[1]} a day with "
+            "those of the other files; one a day is allowed"
+        )
 
 
 def _refuse_duplicates(pieces: list[Piece], times: np.ndarray, origin: np.ndarray) -> None:

@@ -23,6 +23,7 @@ DIMENSIONS = {
     "longitude": ("longitude", "lon"),
 }
 HPA_PER_UNIT = {"hPa": 1.0, "millibars": 1.0, "millibar": 1.0, "mbar": 1.0, "mb": 1.0, "Pa": 0.01}
+SMALLEST_GRID = 2  # points each way; a zonal mean has one
 DEGREES_TOLERANCE = 1e-4  # coordinates of float32 files
 
 
@@ -136,6 +137,9 @@ def _piece(
         field = _levelled(path, field, level_hpa)
     levels = () if level_hpa is None else ("level",)
     latitude, longitude = _latitude(path, field), _longitude(field)
+    for name, axis in (("latitude", latitude), ("longitude", longitude)):
+        if len(axis.degrees) < SMALLEST_GRID:
+            raise SourceError(f"{path}: {name}: {len(axis.degrees)} value; a map has at least {SMALLEST_GRID}")
     field = _shaped(path, field, (*levels, *HORIZONTAL))
     shape = (*(() if level_hpa is None else (len(level_hpa),)), len(latitude.degrees), len(longitude.degrees))
     run, dims = str(raw.attrs.get("simulation_run", "")), (*levels, *HORIZONTAL)

@@ -20,12 +20,13 @@ from slams.contracts.storage import place, reading
 xr.set_options(file_cache_maxsize=4)
 
 CLASSIC_MAGIC = (b"CDF\x01", b"CDF\x02")
-NETCDF_MAGIC = (b"\x89HDF", b"CDF\x05", *CLASSIC_MAGIC)
+NETCDF_MAGIC = (b"\x89HDF", *CLASSIC_MAGIC)
 GRIB_MAGIC = b"GRIB"
 # what a download leaves under the name of a data file
 HINTS = {
     b"PK\x03\x04": " (a ZIP archive, as the Climate Data Store sends several files: unpack it first)",
     b"\x1f\x8b\x08": " (compressed with gzip: unpack it first)",
+    b"CDF\x05": " (NetCDF of 64-bit data, which reads as zeros where the file is cut: `nccopy -k nc4` it first)",
     b"<": " (a web page or XML, often the error message of a failed download)",
 }
 

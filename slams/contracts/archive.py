@@ -249,6 +249,7 @@ def finish(
         group.attrs["raw_files_sha256"] = sha256(folder / RAW_FILES)
     consolidate(folder)
     metadata = read_json(folder / METADATA, "the metadata of the archive")
+    metadata["attributes"].pop(SEAL, None)  # of one that was stopped after this, before it took its name
     metadata["attributes"][SEAL] = seal(metadata)
     write_json(folder / METADATA, metadata)
 
