@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cf_xarray  # noqa: F401 - the accessor
@@ -24,6 +25,7 @@ from test_errors import FILES, spoil, write_prep
 from world import write_world
 
 from data_prep.__main__ import main as prepare
+from data_prep.background import drawn_anomalies
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
 from slams.contracts.archive import open_archive
@@ -297,6 +299,20 @@ def test_what_had_the_name_before_does_not_stay_in_the_way(four_years, tmp_path)
     (tmp_path / "archive.before" / "c").mkdir(parents=True)
     assert prepare(words(four_years, f"archive.path={path}")) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["archive"]
+
+
+def test_a_background_is_drawn_from_whole_days(made):
+    """All days of that season but one lack a modality in the train year."""
+    archive = open_archive(made / "archive")
+    season = np.arange("2001-01-01", "2001-01-31", dtype="datetime64[D]")
+    missing = {"olr": [str(day) for day in season if day != np.datetime64("2001-01-10")]}
+    archive = replace(archive, attributes=archive.attributes | {"missing_days": missing})
+    day, whole = (archive.index_of(np.array([d], "datetime64[D]")) for d in ("2003-01-15", "2001-01-10"))
+    expected = archive.read(whole) - archive.statistics().climatology(archive.time[whole])
+    np.testing.assert_array_equal(drawn_anomalies(archive, day, 0), expected)
+    nothing = {"olr": season.astype(str).tolist()}
+    with pytest.raises(ValueError, match="2003-01-15: no train day within 15 days of its date is whole"):
+        drawn_anomalies(replace(archive, attributes=archive.attributes | {"missing_days": nothing}), day, 0)
 
 
 def test_work_whose_removal_was_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
