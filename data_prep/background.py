@@ -14,7 +14,7 @@ from rich.progress import track
 from data_prep.config import BackgroundConfig, PrepConfig
 from slams.config import to_dict
 from slams.contracts.archive import Archive, create, finish, open_archive, write_block
-from slams.contracts.envelope import is_finished, written_aside
+from slams.contracts.envelope import check_source, is_finished, written_aside
 from slams.rng import generator
 
 SEASON_DAYS = 15  # on each side of the day
@@ -34,14 +34,16 @@ def run(config: BackgroundConfig, whole: PrepConfig) -> None:
         ContractError: no archive, or no such split.
     """
     path, made_by = Path(config.path), to_dict(config) | {"archive": to_dict(whole.archive)}
-    if path.exists() and is_finished(path, open_archive(path).attributes["config"], made_by):
-        return
+    stands = path.exists() and is_finished(path, (old := open_archive(path)).attributes["config"], made_by)
     archive = open_archive(whole.archive.path)
+    if stands:
+        return check_source(path, old.attributes.get("archive_sha256"), archive.path, archive.content)
     days = archive.days(config.split)
     attributes = {
         "config": made_by,
         "splits": {config.split: list(archive.splits[config.split])},
         "missing_days": _of_days(archive.attributes["missing_days"], archive.time[days]),
+        "archive_sha256": archive.content,
         "source": f"simulated from {archive.path}: truth + {config.error_share:g} climatological anomalies",
     }
     with written_aside(path) as folder:

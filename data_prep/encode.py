@@ -22,7 +22,7 @@ from data_prep.workers import workers
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.config import to_dict
 from slams.contracts.bundle import check_same_make, open_bundle
-from slams.contracts.envelope import is_finished
+from slams.contracts.envelope import check_source, is_finished
 from slams.contracts.shards import Frame, open_shards
 from slams.model import open_autoencoder
 
@@ -48,13 +48,14 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
     check_same_make(bundle, source.spec, source.document["statistics_sha256"], source.folder)
     made_by = to_dict(config) | {"autoencoder_sha256": bundle.checksum}
     work.tidy()
-    if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
-        return
+    content = source.document.get("archive_sha256", "")
+    if work.path.exists() and is_finished(work.path, (old := open_shards(work.path)).document["config"], made_by):
+        return check_source(work.path, old.document.get("archive_sha256"), source.folder, content)
     made_of = {"config": made_by, "shards": [shard["sha256"] for shard in source.document["shards"]]}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
         work.begun(made_of)
-    splits = {"splits": source.document["splits"], "autoencoder": bundle.checksum}
+    splits = {"splits": source.document["splits"], "autoencoder": bundle.checksum, "archive_sha256": content}
     with workers(whole.workers) as in_order:
         train = parts(source.windows("train", 1), STATISTICS_FRAMES, "statistics")
         given = config.autoencoder, bundle.checksum, source.folder, config.batch

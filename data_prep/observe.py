@@ -18,7 +18,7 @@ from data_prep.config import ObserveConfig, ObservedConfig, PrepConfig
 from data_prep.systems import GriddedSystem, StationSystem
 from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import ContractError, is_finished, written_aside
+from slams.contracts.envelope import ContractError, check_source, is_finished, written_aside
 from slams.contracts.observations import LATENT, Gridded, Observed, open_observations, write_observations
 from slams.contracts.shards import Frame, Manifest, open_shards
 from slams.observe import observe
@@ -50,14 +50,16 @@ def run(config: ObserveConfig, whole: PrepConfig) -> None:
     if config.space == "latent":
         latents = _open_latents(whole)
         made_by |= {"encode": to_dict(whole.encode), "autoencoder_sha256": latents.document["autoencoder"]}
-        source, statistics_sha256 = latents.folder, latents.document["statistics_sha256"]
+        source, content = latents.folder, latents.document.get("archive_sha256", "")
+        statistics_sha256 = latents.document["statistics_sha256"]
     else:
         archive = open_archive(whole.archive.path)
-        source, statistics_sha256 = archive.path, archive.attributes["statistics_sha256"]
+        source, content = archive.path, archive.content
+        statistics_sha256 = archive.attributes["statistics_sha256"]
     if path.exists() and is_finished(path, (found := open_observations(path)).attributes["config"], made_by):
-        found.check_truth(source, statistics_sha256)
-        return
-    told = {"source": f"simulated from the {config.split} years of {source}", "statistics_sha256": statistics_sha256}
+        return check_source(path, found.attributes.get("archive_sha256"), source, content)
+    told = {"source": f"simulated from the {config.split} years of {source}"}
+    told |= {"archive_sha256": content, "statistics_sha256": statistics_sha256}
     planned = _latents(config, latents) if config.space == "latent" else _states(config, archive)
     spec, time, blocks, attributes = planned
     with written_aside(path) as folder:

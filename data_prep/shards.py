@@ -21,7 +21,7 @@ from data_prep.workers import workers
 from slams.ahead import ahead
 from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import SEAL, ContractError, header, is_finished, seal, sha256, write_json
+from slams.contracts.envelope import SEAL, ContractError, check_source, header, is_finished, seal, sha256, write_json
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.contracts.storage import writing
 from slams.spec import StateSpec
@@ -33,6 +33,7 @@ LISTS = ("archive.variables",)  # of sections
 USUAL_RATIO = 2  # by which frames are compressed
 COPY = 1 << 20  # bytes; a frame in one piece, where it is no larger
 FRAMES_AT_ONCE = 8
+LISTS_ALL_MISSING = 2  # version of archives from which on a day that lacks one level is listed too
 Timed = tuple[np.datetime64, int, np.ndarray]
 
 
@@ -53,11 +54,12 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     """
     work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
     work.tidy()
-    if work.path.exists() and is_finished(work.path, open_shards(work.path).document["config"], made_by):
-        return
+    stands = work.path.exists() and is_finished(work.path, (old := open_shards(work.path)).document["config"], made_by)
     archive = open_archive(whole.archive.path)
+    if stands:
+        return check_source(work.path, old.document.get("archive_sha256"), archive.path, archive.content)
     _check_make(archive, whole.archive)
-    made_of = {"config": made_by, "statistics": archive.attributes["statistics_sha256"]}
+    made_of = {"config": made_by, "archive": archive.content}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
         work.begun(made_of)
@@ -67,7 +69,7 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     task = StateShard(archive.path, work.aside, config.keepbits)
     with workers(whole.workers) as in_order:
         shards = work.complete(task, parts(days, config.frames_per_shard), in_order, "shards")
-    document = {"config": made_by, "content": "state", "splits": archive.splits}
+    document = {"config": made_by, "content": "state", "splits": archive.splits, "archive_sha256": archive.content}
     write_manifest(work.aside, shards, archive.spec, archive.statistics(), config.keepbits, document)
     work.become()
 
@@ -139,6 +141,11 @@ class StateShard:
             for i, frame in zip(block, x, strict=True):
                 if np.isfinite(frame).any(axis=(1, 2)).all():
                     yield archive.time[i], int(archive.run[i]), frame
+                elif archive.attributes["version"] >= LISTS_ALL_MISSING:
+                    raise ContractError(
+                        f"{archive.path}: {archive.time[i]}: a channel has no value, and the day is not listed as "
+                        f"missing; `python -m data_prep check {archive.path}` says what is gone"
+                    )
 
 
 def write_shards(

@@ -315,6 +315,36 @@ def test_a_background_is_drawn_from_whole_days(made):
         drawn_anomalies(replace(archive, attributes=archive.attributes | {"missing_days": nothing}), day, 0)
 
 
+def test_what_was_made_from_an_archive_does_not_outlive_it(made, tmp_path, capsys):
+    """Raw files of a test year are corrected and the archive is made anew at the same place."""
+    raw, prep = tmp_path / "raw", ["archive", "shards", "observe"]
+    write_prep(tmp_path, raw)
+    write_raw = yaml.safe_load((made / "prep.yaml").read_text())["archive"]["sources"]
+    shutil.copytree(Path(write_raw["olr"]).parent, raw)
+    config = str(tmp_path / "prep.yaml")
+    assert [prepare([stage, config]) for stage in prep] == [0, 0, 0]
+    assert [prepare([stage, config]) for stage in prep] == [0, 0, 0], "stand already"
+    spoil(raw, "olr", lambda dataset: dataset.assign(olr=dataset.olr + 1), year=2003)
+    shutil.rmtree(tmp_path / "archive")
+    assert prepare(["archive", config]) == 0
+    capsys.readouterr()
+    for stage in prep[1:]:
+        assert prepare([stage, config]) == 2
+        said = capsys.readouterr().err
+        assert "was made from another" in said and "remove it to make it anew" in said and said.count("\n") == 1
+
+
+def test_shards_do_not_lose_days_that_an_archive_has_lost(made, tmp_path, capsys):
+    for name in ("archive", "prep.yaml"):
+        (shutil.copytree if name == "archive" else shutil.copy)(made / name, tmp_path / name)
+    next((tmp_path / "archive" / "olr" / "c").rglob("*/0/0")).unlink()
+    words = [f"archive.path={tmp_path / 'archive'}", f"shards.path={tmp_path / 'shards'}"]
+    assert prepare(["shards", str(tmp_path / "prep.yaml"), *words]) == 2
+    said = capsys.readouterr().err
+    assert "a channel has no value, and the day is not listed as missing" in said and said.count("\n") == 1
+    assert not (tmp_path / "shards").exists()
+
+
 def test_work_whose_removal_was_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
     work = Work(tmp_path / "archive")
     work.aside.mkdir()

@@ -8,6 +8,7 @@ days and the provenance; ``statistics.safetensors`` beside the arrays holds the 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -289,6 +290,12 @@ class Archive:
             ContractError: missing, or not those the archive was closed with.
         """
         return read_statistics(self.path, self.attributes.get("statistics_sha256"))
+
+    @property
+    def content(self) -> str:
+        """Changes with its train years and with the raw files that it was made of."""
+        told = [self.attributes.get(name, "") for name in ("statistics_sha256", "raw_files_sha256")]
+        return hashlib.sha256("".join(told).encode()).hexdigest()
 
     def raw_files(self) -> dict[str, Any]:
         """What it was made of, as `finish` took it; nothing where an earlier version made it.

@@ -158,6 +158,20 @@ def check_seal(found: object, document: dict[str, Any], is_old: bool, path: Path
         raise ContractError(f"{path}: the checksum of its own content does not match; the file was changed or damaged")
 
 
+def check_source(path: str | Path, made_from: str | None, source: str | Path, content: str) -> None:
+    """Refuse what stands if it was made from what lay at its source before.
+
+    Arguments:
+        made_from: the content that it names; None where an earlier version made it.
+        content: of the source now.
+
+    Raises:
+        ContractError: they differ.
+    """
+    if made_from is not None and made_from != content:
+        raise ContractError(f"{path}: was made from another {source} than is there now; remove it to make it anew")
+
+
 def is_finished(path: str | Path, found_config: dict[str, Any] | None, config: dict[str, Any]) -> bool:
     """Whether a stage's result stands already, made by the same configuration.
 
