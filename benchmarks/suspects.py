@@ -5,11 +5,13 @@
 The published case: 1-29 January of a year never trained on; W1 of pooled values of every fourth day, in z-scores, by
 SciPy. Batch normalisation with the statistics of what is just being encoded, as where nobody calls `eval()`; the
 scale of latents that nobody standardised; statistics over all years; how foreign rows are that a circular padding
-makes neighbours across the poles; and how little a score network of nothing but convolutions, padded so, and a score
-of pooled values know of where on the globe they are.
+makes neighbours across the poles; how little a score network of nothing but convolutions, padded so, and a score of
+pooled values know of where on the globe they are; and which scales of the analyses lose their strength where
+observations are coarse.
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from scipy.stats import wasserstein_distance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from slams.contracts.analysis import open_analysis
 from slams.contracts.archive import open_archive
 from slams.contracts.bundle import open_bundle
 from slams.model import open_autoencoder, open_score
@@ -80,6 +83,23 @@ def answers_to_a_shifted_globe(denoise, latents_LZHW):
     return float((answer.roll(SHIFT, dims=-2) - other).abs().max() / answer.abs().max())
 
 
+def amplitudes(x_LCHW):
+    """Standard deviation along the latitudes of zonal means, and of zonal waves 1 to 3 and 4 on: mean over the rest."""
+    waves = np.fft.rfft(x_LCHW, axis=-1) / x_LCHW.shape[-1]
+    planetary, others = (np.sqrt(2 * (np.abs(part) ** 2).sum(axis=-1)) for part in (waves[..., 1:4], waves[..., 4:]))
+    return waves[..., 0].real.std(axis=-1).mean(), planetary.mean(), others.mean()
+
+
+def scales(truth, statistics):
+    """Rows of the table of amplitudes, in z-scores: the truth, then two systems in three settings."""
+    yield "truth", amplitudes(truth)
+    for setting, system in product(("coarse-4", "coarse-8", "coarse-12"), ("pixel", "ex-situ")):
+        found = open_analysis(FOLDER.parent / "cases" / setting / system / "analysis.zarr")
+        x = np.concatenate([found.read(where) for where in range(len(found.time))[SCORED]])
+        n = x.shape[1]  # temperatures alone
+        yield f"{setting}, {system}", amplitudes((x - statistics.mean(DAYS[SCORED])[:, :n]) / statistics.std[:n])
+
+
 def main():
     if not (FOLDER / "score" / "bundle").exists():
         sys.exit(f"benchmarks/suspects.py: {FOLDER}: no networks; run the study configs/studies/paper.yaml")
@@ -106,6 +126,10 @@ def main():
     score, error = w1(moved_globe, truth).mean(), np.sqrt(((moved_globe - truth) ** 2).mean())
     print(f"globe shifted by {SHIFT} rows: the score network's answer shifts with it, but for {told:.0e}")
     print(f"truth shifted by {SHIFT} rows: W1 {score:.3f}, RMSE {error:.2f} (z)")
+
+    print("| | zonal mean | waves 1-3 | waves 4 on |\n|---|--:|--:|--:|")
+    for name, found in scales(truth, bundle.statistics()):
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in found) + " |")
 
 
 if __name__ == "__main__":
