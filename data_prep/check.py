@@ -109,9 +109,12 @@ def _weights(opened: Bundle, kind: str) -> Iterator[str]:
 
 def _shards(path: str) -> list[Step]:
     manifest = open_shards(path, complete=False)
-    if wrong := list(said(partial(_sealed, manifest))):
-        return [lambda: wrong]  # what it lists may not even be a list
-    tars = (partial(_shard, manifest, i) for i in range(len(manifest.files)))
+    try:
+        n_tars, _ = len(manifest.files), manifest.frames
+    except (KeyError, TypeError, ValueError) as error:
+        told = f"{manifest.folder / 'manifest.json'}: damaged, what it lists cannot be read: {error}"
+        return [lambda: [told]]
+    tars = (partial(_shard, manifest, i) for i in range(n_tars))
     return [partial(_sealed, manifest), partial(_statistics, manifest), partial(_order, manifest), *tars]
 
 

@@ -479,7 +479,7 @@ def test_a_torn_document_is_wrong(spoilt, check, name):
 @pytest.mark.parametrize(
     ("name", "before", "after", "told"),
     [
-        ("states/manifest.json", r'"shards": \[\n', '"sharfs": [\n', "the checksum of its own content does not match"),
+        ("states/manifest.json", r'"shards": \[\n', '"sharfs": [\n', "damaged"),
         ("archive/zarr.json", r'("zarr_format": )3', r"\g<1>7", "damaged"),
         ("archive/time/zarr.json", r"int64", "int65", "damaged"),
     ],

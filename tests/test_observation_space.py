@@ -38,6 +38,7 @@ from slams.observation_space import (
     spread_error_ratio,
 )
 from slams.spec import OLR, TEMPERATURE, Grid, StateSpec
+from slams.uncertainty import widening
 
 SPEC = StateSpec(Grid(16, 32), (TEMPERATURE, OLR))
 N = 60_000
@@ -265,15 +266,19 @@ def test_noise_belongs_to_an_observation_and_a_member():
 
 
 def test_intervals_come_from_blocks_of_days():
-    """Two blocks, in which O - A is +1 and -1: a resample has one of them twice or both."""
+    """Two blocks, in which O - A is +1 and -1: a resample has one of them twice or both; widened as two need it."""
     days = ("2001-01-01", "2001-01-02", "2001-06-01", "2001-06-02")
     told, x = columns(days=days)
     up = told["time"] < np.datetime64("2001-03-01")
     told["observed"] = np.where(up, 1, -1).astype(np.float32)
     found = gathered(told, np.zeros_like(x), np.arange(400))
+    everywhere = {"level_hpa": ("all", None), "band": ("all",), "season": ("all",)}
+    rows = [row for row in found["groups"] if all(row[name] in which for name, which in everywhere.items())]
     for of in found["confidence"]["of"]:
-        assert of["o_minus_a_mean"] == [-1, 1]
-        assert of["o_minus_a_std"][0] == 0
+        (row,) = (r for r in rows if (r["modality"], r["assimilated"]) == (of["modality"], of["assimilated"]))
+        mean, std = row["o_minus_a_mean"], row["o_minus_a_std"]
+        assert of["o_minus_a_mean"] == pytest.approx([mean + widening(2) * (end - mean) for end in (-1, 1)])
+        assert of["o_minus_a_std"][0] == pytest.approx(std - widening(2) * std)
     alone = gathered(told, x, np.flatnonzero(up))
     assert alone["confidence"]["blocks"] == 1 and alone["confidence"]["of"] == []
 
