@@ -24,7 +24,6 @@ BAND_BYTES = 2**24
 THREADS = 2  # more would hold more days at once
 LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
 LARGEST_CONDITION = 20.0  # of the matrix of an annual cycle: 2 for all days of a year, 12 for nine months, 33 for eight
-
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 

@@ -283,6 +283,16 @@ def test_intervals_come_from_blocks_of_days():
     assert alone["confidence"]["blocks"] == 1 and alone["confidence"]["of"] == []
 
 
+def test_the_last_of_many_members_has_no_spread_to_count():
+    """Observations that one of three members alone can tell of are as if none could."""
+    told, x = columns()
+    alone, none = x.copy(), x.copy()
+    alone[1:, :50], none[:, :50] = np.nan, np.nan
+    every = np.arange(400)
+    assert same(gathered(told, alone, every), gathered(told, none, every))
+    assert not same(gathered(told, x, every), gathered(told, none, every))
+
+
 def test_a_share_without_any_row_adds_nothing():
     told, x = columns()
     assert same(gathered(told, x, np.arange(0), np.arange(400)), gathered(told, x, np.arange(400)))
