@@ -32,7 +32,7 @@ from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
 from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
-from slams.contracts.envelope import is_finished
+from slams.contracts.envelope import alone, is_finished
 
 Files = dict[str, list[list[str | int]]]
 N_NAMED_DAYS = 5
@@ -67,6 +67,11 @@ def run(config: ArchiveConfig, whole: PrepConfig) -> None:
         ValueError: more days of a modality are missing than allowed, or its decimals are too few for its values.
         ContractError: an archive of another form stands there.
     """
+    with alone(config.path):
+        _run(config, whole)
+
+
+def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
     work = Work(Path(config.path))
     work.tidy()
     old = _grows(config)

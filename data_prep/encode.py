@@ -22,7 +22,7 @@ from data_prep.workers import workers
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.config import to_dict
 from slams.contracts.bundle import check_same_make, open_bundle
-from slams.contracts.envelope import check_source, is_finished
+from slams.contracts.envelope import alone, check_source, is_finished
 from slams.contracts.shards import Frame, open_shards
 from slams.model import open_autoencoder
 
@@ -42,6 +42,11 @@ def run(config: EncodeConfig, whole: PrepConfig) -> None:
     Raises:
         ContractError: the autoencoder was not trained on these shards' channels and statistics.
     """
+    with alone(config.path):
+        _run(config, whole)
+
+
+def _run(config: EncodeConfig, whole: PrepConfig) -> None:
     if whole.shards is None:
         raise ValueError("config: has no section 'shards', which this stage needs")
     source, bundle, work = open_shards(whole.shards.path), open_bundle(config.autoencoder), Work(Path(config.path))

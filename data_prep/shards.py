@@ -21,7 +21,17 @@ from data_prep.workers import workers
 from slams.ahead import ahead
 from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import SEAL, ContractError, check_source, header, is_finished, seal, sha256, write_json
+from slams.contracts.envelope import (
+    SEAL,
+    ContractError,
+    alone,
+    check_source,
+    header,
+    is_finished,
+    seal,
+    sha256,
+    write_json,
+)
 from slams.contracts.shards import COMPRESSOR, FORMAT, MEMBER, VERSION, encode_frame, open_shards
 from slams.contracts.storage import writing
 from slams.spec import StateSpec
@@ -52,6 +62,11 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
     Raises:
         ContractError: no archive, one of another configuration, or shards of another configuration in the way.
     """
+    with alone(config.path):
+        _run(config, whole)
+
+
+def _run(config: ShardsConfig, whole: PrepConfig) -> None:
     work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
     work.tidy()
     stands = work.path.exists() and is_finished(work.path, (old := open_shards(work.path)).document["config"], made_by)

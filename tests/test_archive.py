@@ -30,6 +30,7 @@ from data_prep.background import drawn_anomalies
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
 from slams.contracts.archive import open_archive
+from slams.contracts.envelope import alone
 from slams.contracts.shards import open_shards
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,31 @@ def test_two_processes_write_the_same_archive(tmp_path, here):
     process = start(tmp_path, place, "workers.processes=2")
     assert process.wait() == 0
     assert_same()
+
+
+def test_a_second_program_leaves_the_work_of_the_first_alone(tmp_path, here, capsys):
+    """With another configuration it would have removed what a living one writes, which would have gone on there."""
+    place, assert_same = here
+    process = start(tmp_path, place)
+    wait_for(tmp_path / "archive.marks", "*-*.json", 2)
+    process.send_signal(signal.SIGSTOP)
+    assert prepare(words(tmp_path, place, "archive.decimals=3")) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/archive: another program is making it" in said and said.count("\n") == 1
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    process.stderr.close()
+    assert_same()
+
+
+@pytest.mark.parametrize("stage", ["shards", "observe", "background"])
+def test_no_stage_writes_what_another_program_writes(made, tmp_path, capsys, stage):
+    there = tmp_path / "there" / "result"
+    command = [stage, str(made / "prep.yaml"), f"{stage}.path={there}"]
+    with alone(there):
+        assert prepare(command) == 2 and "another program is making it" in capsys.readouterr().err
+        assert [path.name for path in there.parent.iterdir()] == [".result.lock"]
+    assert not list(there.parent.iterdir())
 
 
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGINT])

@@ -1,5 +1,6 @@
 """What crosses a door comes out as it went in, or is refused in one sentence."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from upath import UPath
 from data_prep.shards import write_shards
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import check_same_make, open_bundle, write_bundle
-from slams.contracts.envelope import ContractError, is_finished, sha256, write_json, written_aside
+from slams.contracts.envelope import ContractError, alone, is_finished, sha256, write_json, written_aside
 from slams.contracts.observations import Gridded, Operator, open_observations, write_observations
 from slams.contracts.shards import open_shards
 from slams.spec import OLR, Grid, Modality, StateSpec
@@ -474,6 +475,35 @@ def test_what_breaks_while_it_is_written_leaves_nothing_under_the_name(tmp_path)
         assert not list(aside.iterdir())
         (aside / "whole").write_text("whole")
     assert [p.name for p in (tmp_path / "result").iterdir()] == ["whole"] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_programs_never_write_the_same_aside(tmp_path):
+    (tmp_path / ".result.lock").touch()  # left behind by one that was killed
+    with written_aside(tmp_path / "result") as aside:
+        (aside / "of the first").touch()
+        with (
+            pytest.raises(ContractError, match="result: another program is making it"),
+            written_aside(aside.parent / "result"),
+        ):
+            pytest.fail("both write")
+        assert (aside / "of the first").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path, monkeypatch):
+    """By the one before, between the second's opening of it and its taking: a third would see a file of its own."""
+    lock, flock = tmp_path / ".result.lock", fcntl.flock
+
+    def removed_meanwhile(*given):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.unlink()
+        flock(*given)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with alone(tmp_path / "result"):
+        assert lock.exists()
+        with pytest.raises(ContractError, match="another program"), alone(tmp_path / "result"):
+            pytest.fail("both work")
 
 
 def test_a_result_that_stands_is_never_written_over(tmp_path):

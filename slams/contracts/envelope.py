@@ -6,16 +6,17 @@ A reader refuses what it cannot trust with a `ContractError`, one sentence; it n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 from uuid import uuid4
 
 from upath import UPath
@@ -30,20 +31,65 @@ class ContractError(ValueError):
 
 
 @contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Around the making of what gets that name: no other program makes it meanwhile.
+
+    The lock goes with the process, however that ends; a file of it that stays behind locks nobody out. Where nothing
+    can be written, or on a file system without locks, nobody is refused.
+
+    Raises:
+        ContractError: another program is at work on it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    held = _held(lock, path)
+    try:
+        yield
+    finally:
+        if held is not None:
+            lock.unlink(missing_ok=True)  # while it is held
+            held.close()
+
+
+def _held(lock: Path, path: Path) -> IO[bytes] | None:
+    """The file of the lock, this process's from now on."""
+    while True:
+        try:
+            file = lock.open("ab")
+        except OSError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ContractError(
+                f"{path}: another program is making it; wait until that has ended, or choose another name"
+            ) from None
+        except OSError:
+            return file
+        with suppress(FileNotFoundError):  # whoever had the lock before may have removed this file
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        file.close()
+
+
+@contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Write a folder beside its name and rename it when the block ends well.
 
     Raises:
-        ContractError: the name is taken. Existing results are never overwritten.
+        ContractError: the name is taken, as existing results are never overwritten, or another program is taking it.
     """
     path = Path(path)
-    if path.exists():
-        raise ContractError(f"{path}: exists already; remove it or choose another name")
-    aside = path.with_name(path.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    aside.rename(path)
+    with alone(path):
+        if path.exists():
+            raise ContractError(f"{path}: exists already; remove it or choose another name")
+        aside = path.with_name(path.name + ".partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        aside.rename(path)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
