@@ -16,12 +16,22 @@ from data_prep.sources import (
     open_static,
     open_temperature,
 )
+from data_prep.sources.cpc import PRECIPITATION as RAIN
 from data_prep.sources.daily import open_daily
+from data_prep.sources.decode import decode
+from data_prep.sources.era5 import TEMPERATURE
+from data_prep.sources.files import located
+from data_prep.sources.olr import OLR as RADIATION
 from data_prep.sources.quantity import Quantity
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
+Files = dict[str, list[list[str | int]]]
+ARRAY_METADATA = (".zarray", "zarr.json")
 PRESSURE_LEVELS = ("isobaricInhPa", "isobaricInPa")
 SURFACE_LEVELS = ("surface", "heightAboveGround", "meanSea", "entireAtmosphere")
+# Units of what providers add up over time, and words of standard names of what has such a unit at an instant.
+AMOUNTS = ("m", "mm", "kg m-2", "kg m**-2", "J m-2", "J m**-2")
+OF_AN_INSTANT = ("content", "height", "altitude", "depth", "boundary_layer", "surface_snow_amount")
 
 
 def specification(config: ArchiveConfig) -> StateSpec:
@@ -50,26 +60,36 @@ def period(config: ArchiveConfig) -> np.ndarray:
     return np.arange(np.datetime64(f"{min(years)}-01-01", "D"), np.datetime64(f"{max(years) + 1}-01-01", "D"))
 
 
-def open_fields(config: ArchiveConfig) -> dict[str, xr.DataArray]:
+def open_fields(config: ArchiveConfig, files: Files | None = None) -> dict[str, xr.DataArray]:
     """Each modality (time, [level,] latitude, longitude) on the archive's grid, lazily.
+
+    Arguments:
+        files: those that are read, as `fingerprints` says; by default all that the patterns name.
 
     Raises:
         SourceError: a pattern without files, or a file that is not what it should be.
     """
+
+    def paths(name: str, pattern: str) -> list[str]:
+        return _files(name, pattern) if files is None else [str(path) for path, *_ in files[name]]
+
     sources = config.sources
-    fields = {"temperature": open_temperature(_files("temperature", sources.temperature), config.level_hpa)}
+    fields = {"temperature": open_temperature(paths("temperature", sources.temperature), config.level_hpa)}
     if sources.precipitation:
-        fields["precipitation"] = open_precipitation(_files("precipitation", sources.precipitation))
+        fields["precipitation"] = open_precipitation(paths("precipitation", sources.precipitation))
     if sources.olr:
-        fields["olr"] = open_olr(_files("olr", sources.olr))
+        fields["olr"] = open_olr(paths("olr", sources.olr))
     grid = specification(config).grid
     found = {name: regrid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
-    return found | {v.name: regrid(_further(config, v), grid, v.regrid) for v in config.variables}
+    for v in config.variables:
+        opened = open_daily(paths(v.name, v.files), _quantity(v), _levels(config, v) or None)
+        found[v.name] = regrid(opened, grid, v.regrid)
+    return found
 
 
-def _further(config: ArchiveConfig, variable: VariableConfig) -> xr.DataArray:
+def _quantity(variable: VariableConfig) -> Quantity:
     places = PRESSURE_LEVELS if variable.on_levels else SURFACE_LEVELS
-    quantity = Quantity(
+    return Quantity(
         name=variable.name,
         units=variable.units,
         standard_name=variable.standard_name,
@@ -77,8 +97,13 @@ def _further(config: ArchiveConfig, variable: VariableConfig) -> xr.DataArray:
         grib=tuple((name, place) for name in variable.short_names for place in places),
         factors={variable.units: 1.0},
         valid_range=(variable.valid_range[0], variable.valid_range[1]),
+        totals=(variable.units,) if _adds_up(variable) else (),
     )
-    return open_daily(_files(variable.name, variable.files), quantity, _levels(config, variable) or None)
+
+
+def _adds_up(variable: VariableConfig) -> bool:
+    """Whether a value may be a total since another time, so that the mean of a day's values is no value of the day."""
+    return variable.units in AMOUNTS and not any(word in variable.standard_name for word in OF_AN_INSTANT)
 
 
 def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:
@@ -89,21 +114,68 @@ def static_fields(config: ArchiveConfig) -> dict[str, np.ndarray]:
     return {str(name): np.asarray(conservative(field, grid), np.float32) for name, field in found.items()}
 
 
-def fingerprints(config: ArchiveConfig) -> dict[str, list[list[str | int]]]:
-    """Name, size and time of change of every raw file, by modality: whether they are still those that were read.
+def fingerprints(config: ArchiveConfig) -> Files:
+    """Name, size and time of change of every raw file that gives a day of the period, by modality.
 
-    Under ``static`` that of the static fields, if it is there.
+    They tell whether a file is still the one that was read. Of a Zarr store they are those of the variable's own
+    metadata, which then follow by name: the store's change with every day that a provider adds. Under ``static`` that
+    of the static fields, if it is there. Where no file gives a day, all count.
+
+    Raises:
+        SourceError: a pattern without files, or a file that is not what it should be.
     """
-    sources = config.sources
-    patterns = {"temperature": sources.temperature, "precipitation": sources.precipitation, "olr": sources.olr}
-    given = {name: pattern for name, pattern in patterns.items() if pattern}
-    given |= {variable.name: variable.files for variable in config.variables}
-    found = {name: _files(name, pattern) for name, pattern in given.items()}
-    found["static"] = find_files(sources.static)[:1] if sources.static else []
-    return {name: [fingerprint(path) for path in paths] for name, paths in found.items()}
+    sources, levels = config.sources, tuple(config.level_hpa)
+    given: dict[str, tuple[str, Quantity, tuple[int, ...]]] = {"temperature": (sources.temperature, TEMPERATURE, levels)}
+    for name, pattern, quantity in (("precipitation", sources.precipitation, RAIN), ("olr", sources.olr, RADIATION)):
+        given |= {name: (pattern, quantity, ())} if pattern else {}
+    given |= {v.name: (v.files, _quantity(v), _levels(config, v)) for v in config.variables}
+    found = {name: _of_period(_files(name, pattern), *how, period(config)) for name, (pattern, *how) in given.items()}
+    return found | {"static": [fingerprint(path) for path in find_files(sources.static)[:1]] if sources.static else []}
 
 
-def refuse_changed(raw_files: dict[str, list[list[str | int]]], archive: str) -> None:
+def _of_period(
+    paths: list[str], quantity: Quantity, level_hpa: tuple[int, ...], time: np.ndarray
+) -> list[list[str | int]]:
+    found, used = [], []
+    for path in paths:
+        piece = decode(path, quantity, level_hpa or None)
+        found.append(_fingerprint(path, _member(path, str(piece.fields[0].name))))
+        days = piece.time.astype("datetime64[D]")
+        used.append(bool(((days >= time[0]) & (days <= time[-1])).any()))
+    return [entry for entry, is_used in zip(found, used, strict=True) if is_used or not any(used)]
+
+
+def _member(path: str, variable: str) -> str:
+    """The metadata of a variable of a Zarr store, seen from the store; nothing where there are none."""
+    names = (f"{variable}/{name}" for name in ARRAY_METADATA)
+    return next((name for name in names if (located(path) / name).is_file()), "")
+
+
+def _fingerprint(path: str, member: str = "") -> list[str | int]:
+    if not member:
+        return fingerprint(path)
+    _, *found = fingerprint(f"{path.rstrip('/')}/{member}")
+    return [path, *found, member]
+
+
+def changed(raw_files: Files) -> list[str]:
+    """Those that are others than they were. They may be gone.
+
+    Arguments:
+        raw_files: what `fingerprints` said before.
+    """
+    return [str(before[0]) for entries in raw_files.values() for before in entries if _has_changed(before)]
+
+
+def _has_changed(before: list[str | int]) -> bool:
+    path, _, _, *member = before
+    try:
+        return _fingerprint(str(path), *map(str, member)) != before
+    except (SourceError, OSError):  # gone, or out of reach
+        return False
+
+
+def refuse_changed(raw_files: Files, archive: str) -> None:
     """Refuse to let an archive stand, or grow, whose raw files are others than when it was made. They may be gone.
 
     Arguments:
@@ -112,16 +184,11 @@ def refuse_changed(raw_files: dict[str, list[list[str | int]]], archive: str) ->
     Raises:
         SourceError: naming the first of those that changed.
     """
-    for path, *before in (entry for entries in raw_files.values() for entry in entries):
-        try:
-            _, *now = fingerprint(str(path))
-        except (SourceError, OSError):  # gone, or out of reach
-            continue
-        if now != before:
-            raise SourceError(
-                f"{path}: has changed since {archive} was made of it; remove {archive} to build it anew, or put "
-                "back the file as it was"
-            )
+    for path in changed(raw_files):
+        raise SourceError(
+            f"{path}: has changed since {archive} was made of it; remove {archive} to build it anew, or put "
+            "back the file as it was"
+        )
 
 
 def days_of(field: xr.DataArray) -> np.ndarray:

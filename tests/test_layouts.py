@@ -32,6 +32,8 @@ from providers import (
 )
 
 from data_prep.__main__ import main
+from data_prep.config import ArchiveConfig, SourcesConfig, VariableConfig
+from data_prep.fields import open_fields
 from data_prep.sources import (
     SourceError,
     find_files,
@@ -215,6 +217,78 @@ def test_a_value_counts_for_the_day_it_stands_for(tmp_path, stamps, bounds, days
     assert day_names(opened) == days
     n_a_day = len(stamps) // 2
     np.testing.assert_allclose(opened[:, 0, 0], [np.mean(np.arange(n_a_day)), np.mean(np.arange(n_a_day)) + n_a_day])
+
+
+@pytest.mark.filterwarnings("ignore:Variable time has datetime type and a bounds variable")
+def test_bounds_have_units_of_their_own(tmp_path):
+    """As xarray writes days stamped at noon: time since noon of the first day, bounds since its midnight."""
+    noon = times("2004-01-01T12", 3)
+    start = noon.astype("datetime64[D]").astype("datetime64[ns]")
+    latitude, longitude = np.array([45.0, -45.0]), np.array([0.0, 120.0, 240.0])
+    fields = {
+        "precip": (("time", "lat", "lon"), millimetres(noon, latitude, longitude), {"units": "mm/day"}),
+        "time_bnds": (("time", "nv"), np.stack([start, start + np.timedelta64(1, "D")], axis=1)),
+    }
+    coords = {"time": ("time", noon, {"bounds": "time_bnds"}), "lat": latitude, "lon": longitude}
+    xr.Dataset(fields, coords).to_netcdf(tmp_path / "p.nc")
+    with Dataset(tmp_path / "p.nc") as file:
+        assert "12:00" in file["time"].units and "00:00" in file["time_bnds"].units
+    assert day_names(open_precipitation([tmp_path / "p.nc"])) == ["2004-01-01", "2004-01-02", "2004-01-03"]
+
+
+def test_a_time_outside_its_bounds_is_refused(tmp_path):
+    path = stamped(tmp_path, [12, 36], [[0, 24], [48, 72]])
+    said = r"p\.nc: time_bnds: 2004-03-01T00:00:00 to 2004-03-02T00:00:00 for the time 2004-02-29T12:00:00, which must"
+    with pytest.raises(SourceError, match=said):
+        open_precipitation([path])
+
+
+@pytest.mark.parametrize(("hours", "units", "allowed"), [(12, "m", False), (24, "m", True), (12, "mm/day", True)])
+def test_totals_over_less_than_a_day_are_refused(tmp_path, hours, units, allowed):
+    """One a day, over half of it: half of the day's rain, which least_mean is too low to see."""
+    path = stamped(tmp_path, [hours, 24 + hours], [[0, hours], [24, 24 + hours]], values=np.full((2, 2, 3), 1.3e-3))
+    with Dataset(path, "a") as file:
+        file["precip"].units = units
+    if allowed:
+        assert open_precipitation([path]).sizes["time"] == 2
+        return
+    with pytest.raises(SourceError, match=r"p\.nc: precip: totals in 'm' over 12 hours; over whole days is allowed"):
+        open_precipitation([path])
+
+
+@pytest.mark.parametrize(
+    ("units", "standard_name", "refused"),
+    [
+        ("m", "lwe_thickness_of_water_evaporation_amount", True),
+        ("J m**-2", "surface_downwelling_shortwave_flux_in_air", True),
+        ("kg m**-2", "atmosphere_mass_content_of_water_vapor", False),
+        ("W m-2", "surface_downwelling_shortwave_flux_in_air", False),
+    ],
+)
+def test_a_further_variable_that_is_added_up_over_hours_is_not_averaged(tmp_path, units, standard_name, refused):
+    """The mean of 24 hourly totals would stand for the day's total, in an unchanged unit."""
+    climate_data_store_new(tmp_path / "t.nc", times(LEAP, 2), (500,))
+    with Dataset(stamped(tmp_path, np.arange(48)), "a") as file:
+        file["precip"].units = units
+    (tmp_path / "p.nc").rename(tmp_path / "further.nc")
+    config = ArchiveConfig(
+        path="archive",
+        sources=SourcesConfig(temperature=f"{tmp_path}/t.nc", precipitation="", olr=""),
+        n_latitude=4,
+        n_longitude=8,
+        train_years=[2004, 2004],
+        validation_years=[2005, 2005],
+        test_years=[2006, 2006],
+        level_hpa=[500],
+        variables=[
+            VariableConfig("more", standard_name, units, f"{tmp_path}/further.nc", ["precip"], [0, 99], on_levels=False)
+        ],
+    )
+    if not refused:
+        assert open_fields(config)["more"].sizes["time"] == 2
+        return
+    with pytest.raises(SourceError, match=r"further\.nc: precip: totals in '.*' at several times a day; one a day"):
+        open_fields(config)
 
 
 def test_means_of_a_month_are_refused(tmp_path):

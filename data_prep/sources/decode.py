@@ -12,7 +12,7 @@ import xarray as xr
 from data_prep.sources.files import located, open_raw, read_values
 from data_prep.sources.plausible import refuse_holes, refuse_too_little
 from data_prep.sources.quantity import Quantity, SourceError, find_name
-from data_prep.sources.times import held, instants
+from data_prep.sources.times import DAY, held, instants, intervals
 
 HORIZONTAL = ("latitude", "longitude")
 VERSION = "expver"  # of an experiment at ECMWF
@@ -25,6 +25,7 @@ DIMENSIONS = {
 HPA_PER_UNIT = {"hPa": 1.0, "millibars": 1.0, "millibar": 1.0, "mbar": 1.0, "mb": 1.0, "Pa": 0.01}
 SMALLEST_GRID = 2  # points each way; a zonal mean has one
 DEGREES_TOLERANCE = 1e-4  # coordinates of float32 files
+DAY_TOLERANCE = np.timedelta64(1, "m")  # of a day that ends at 23:59:59
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def decode(path: str | Path, quantity: Quantity, level_hpa: Sequence[int] | None
     find_name(path, f"time of {name}", ("time",), field.coords)
     time = instants(path, field["time"], raw)
     within = held(time, raw.attrs)
-    _refuse_totals_within_a_day(path, field, quantity, time)
+    if field.attrs.get("units") in quantity.totals:
+        _refuse_parts_of_a_day(path, field, raw, time)
     if "time" in field.dims:
         field = field.isel(time=within)
     return _piece(path, quantity, raw, field, time[within], level_hpa)
@@ -234,11 +236,15 @@ def _units(path: Path, field: xr.DataArray, quantity: Quantity) -> str:
     return units
 
 
-def _refuse_totals_within_a_day(path: Path, field: xr.DataArray, quantity: Quantity, time: np.ndarray) -> None:
-    """A total in a file with several times a day says not over which part of the day it was taken."""
-    units = field.attrs.get("units", quantity.default_units)
-    if units in quantity.totals and len(np.unique(time.astype("datetime64[D]"))) < len(np.unique(time)):
+def _refuse_parts_of_a_day(path: Path, field: xr.DataArray, raw: xr.Dataset, time: np.ndarray) -> None:
+    """Refuse totals over something else than a day; without bounds, several a day say not over which part of it."""
+    units, found = field.attrs.get("units"), intervals(path, field["time"], raw)
+    if len(np.unique(time.astype("datetime64[D]"))) < len(np.unique(time)):
         raise SourceError(f"{path}: {field.name}: totals in {units!r} at several times a day; one a day is allowed")
+    shortest = DAY if found is None else (found[1] - found[0]).min(initial=DAY)
+    if shortest < DAY - DAY_TOLERANCE:
+        hours = f"{shortest / np.timedelta64(1, 'h'):g} hours"
+        raise SourceError(f"{path}: {field.name}: totals in {units!r} over {hours}; over whole days is allowed")
 
 
 def _converted(path: Path, values: np.ndarray, factor: float, quantity: Quantity) -> np.ndarray:

@@ -19,22 +19,47 @@ from data_prep.sources.quantity import SourceError
 
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 DAY = np.timedelta64(1, "D").astype("timedelta64[ns]")
+ROUNDING = np.timedelta64(1, "s")  # of the same instant in two units
 
 
 def instants(path: Path, time: xr.DataArray, raw: xr.Dataset) -> np.ndarray:
     """The time of each sample, datetime64[ns] (time,): the middle of its bounds, where the file has any.
 
     Raises:
-        SourceError: another calendar, no unit, a missing time, an interval of more than a day.
+        SourceError: another calendar, no unit, a missing time, an interval of more than a day or without its time.
+    """
+    found = intervals(path, time, raw)
+    if found is None:
+        return _decoded(path, time.values, time.attrs)
+    start, end = found
+    return start + (end - start) // 2
+
+
+def intervals(path: Path, time: xr.DataArray, raw: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    """Beginning and end of the interval of each sample, datetime64[ns] (time,); None where the file has no bounds.
+
+    Raises:
+        SourceError: as of `instants`.
     """
     bounds = raw.get(time.attrs.get("bounds", ""))
     if bounds is None:
-        return _decoded(path, time.values, time.attrs)
-    start, end = (_decoded(path, values, time.attrs) for values in bounds.values.reshape(-1, 2).T)
-    longest = (end - start).max()
+        return None
+    attributes = time.attrs | bounds.attrs  # those that it has itself are its own
+    start, end = (_decoded(path, values, attributes) for values in bounds.values.reshape(-1, 2).T)
+    longest = (end - start).max(initial=np.timedelta64(0))
     if longest > DAY or (end < start).any():
         raise SourceError(f"{path}: {bounds.name}: an interval of {longest / DAY:g} days; 0 to 1 day is allowed")
-    return start + (end - start) // 2
+    _refuse_outside(path, str(bounds.name), _decoded(path, time.values, time.attrs), start, end)
+    return start, end
+
+
+def _refuse_outside(path: Path, name: str, time: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    outside = np.flatnonzero((time < start - ROUNDING) | (time > end + ROUNDING))
+    if len(outside):
+        stamp, *interval = (values[outside[0]].astype("datetime64[s]") for values in (time, start, end))
+        raise SourceError(
+            f"{path}: {name}: {' to '.join(map(str, interval))} for the time {stamp}, which must lie in it"
+        )
 
 
 def held(time: np.ndarray, attributes: dict[Any, Any]) -> slice:
