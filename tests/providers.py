@@ -254,22 +254,49 @@ def google_analysis_ready(path, first, n_days):
     return path
 
 
-def era5_grib(path, time, level_hpa):
-    """ERA5 as the Climate Data Store sends it: GRIB edition 1, one message a level and time, final data (expver 1)."""
+def era5_grib(path, time, level_hpa, **more):
+    """ERA5 as the Climate Data Store sends it: GRIB edition 1, one message a level and time, final data (expver 1).
+
+    Arguments:
+        more: further keys of each message.
+    """
+    fields = kelvin(time, level_hpa, _latitude("f8"), _longitude("f8"))
+    with Path(path).open("wb") as file:
+        for when, levels in zip(time, fields, strict=True):
+            for level, field in zip(level_hpa, levels, strict=True):
+                keys = _stamp(when) | {"paramId": 130, "level": level} | more
+                _write_grib(file, "regular_ll_pl_grib1", keys, field)
+    return path
+
+
+def era5_rain_grib(path, ends):
+    """ERA5 rain from the Climate Data Store: totals of an hour in metres, in forecasts of 12 hours from 06 and 18 UTC.
+
+    Arguments:
+        ends: of the hours.
+    """
+    totals = (kelvin(ends, [0.0], _latitude("f8"), _longitude("f8"))[:, 0] - 190) / 10 / 24000
+    with Path(path).open("wb") as file:
+        for end, field in zip(np.asarray(ends, "datetime64[h]"), totals, strict=True):
+            step = int((end - np.datetime64("2000-01-01T06", "h")) / HOUR - 1) % 12 + 1
+            steps = {"stepType": "accum", "stepRange": f"{step - 1}-{step}"}
+            _write_grib(file, "regular_ll_sfc_grib1", _stamp(end - step * HOUR) | {"paramId": 228} | steps, field)
+    return path
+
+
+def _stamp(when):
+    return {"dataDate": int(str(when)[:10].replace("-", "")), "dataTime": int(str(when)[11:13]) * 100}
+
+
+def _write_grib(file, sample, keys, field):
     import eccodes
 
-    latitude, longitude = _latitude("f8"), _longitude("f8")
     grid = {"Ni": 24, "Nj": 25, "latitudeOfFirstGridPointInDegrees": 90, "latitudeOfLastGridPointInDegrees": -90}
     grid |= {"longitudeOfFirstGridPointInDegrees": 0, "longitudeOfLastGridPointInDegrees": 345}
     grid |= {"iDirectionIncrementInDegrees": 15, "jDirectionIncrementInDegrees": 7.5, "bitsPerValue": 16}
-    with Path(path).open("wb") as file:
-        for when, fields in zip(time, kelvin(time, level_hpa, latitude, longitude), strict=True):
-            for level, field in zip(level_hpa, fields, strict=True):
-                message = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib1")
-                stamp = {"dataDate": int(str(when)[:10].replace("-", "")), "dataTime": int(str(when)[11:13]) * 100}
-                for key, value in (grid | stamp | {"paramId": 130, "level": level}).items():
-                    eccodes.codes_set(message, key, value)
-                eccodes.codes_set_values(message, field.ravel())
-                eccodes.codes_write(message, file)
-                eccodes.codes_release(message)
-    return path
+    message = eccodes.codes_grib_new_from_samples(sample)
+    for key, value in (grid | keys).items():
+        eccodes.codes_set(message, key, value)
+    eccodes.codes_set_values(message, field.ravel())
+    eccodes.codes_write(message, file)
+    eccodes.codes_release(message)

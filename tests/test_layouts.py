@@ -21,6 +21,7 @@ from providers import (
     climate_data_store_new,
     climate_data_store_old,
     era5_grib,
+    era5_rain_grib,
     gauge_precipitation,
     google_analysis_ready,
     interpolated_olr,
@@ -113,6 +114,54 @@ def test_era5_in_grib(tmp_path):
     opened = open_temperature([path], [500, 850])
     assert day_names(opened) == ["2004-02-28", "2004-02-29"]
     assert_kelvin(opened, (0, 6, 12, 18), atol=0.002)  # 16 bits over some 40 K
+
+
+@pytest.mark.parametrize("level_hpa", [(500,), (850, 500)])
+def test_one_level_in_grib_is_a_level(tmp_path, level_hpa):
+    """Which cfgrib gives as a scalar beside the field."""
+    pytest.importorskip("cfgrib", reason="GRIB support is not installed", exc_type=ImportError)
+    path = era5_grib(tmp_path / "t.grib", times(LEAP, 2), level_hpa)
+    assert_kelvin(open_temperature([path], [500]), atol=0.002)
+    with pytest.raises(SourceError, match=r"t\.grib: t: no level 300 hPa; the file has .*500 hPa"):
+        open_temperature([path], [300])
+
+
+def test_months_of_rain_in_grib_that_share_a_forecast_are_joined(tmp_path):
+    """The first hours of a month are of a forecast that began in the month before, whose file has the others of it."""
+    pytest.importorskip("cfgrib", reason="GRIB support is not installed", exc_type=ImportError)
+    hours = times("2004-01-30", 4 * 24, 1)
+    parts = [era5_rain_grib(tmp_path / f"{i}.grib", part) for i, part in enumerate(np.split(hours, 2))]
+    opened = open_precipitation(parts)
+    assert day_names(opened) == [f"2004-{day}" for day in ("01-29", "01-30", "01-31", "02-01", "02-02")]
+    assert opened[[0, 4]].isnull().all() and opened[1:4].notnull().all()  # of those beside, some hours are elsewhere
+    ends = opened.time.values[1:4, None] + np.arange(1, 25) * np.timedelta64(1, "h")
+    rain = (kelvin(ends.ravel(), [0.0], opened.latitude.values, opened.longitude.values) - 190) / 10
+    np.testing.assert_allclose(opened[1:4], rain.reshape(3, 24, 25, 24).mean(axis=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("versions", "said"), [(("0005", "0001"), r" \(expver 0001 and 0005\)"), (("0001",) * 2, "")])
+def test_a_field_twice_in_a_grib_file_is_refused(tmp_path, versions, said):
+    """As `cat` makes of a preliminary and a final file: of which cfgrib would take the one that comes first."""
+    pytest.importorskip("cfgrib", reason="GRIB support is not installed", exc_type=ImportError)
+    parts = [
+        era5_grib(tmp_path / "part.grib", times(LEAP, 2), (500, 850), setLocalDefinition=1, expver=version).read_bytes()
+        for version in versions
+    ]
+    (tmp_path / "t.grib").write_bytes(b"".join(parts))
+    said = rf"t\.grib: t at isobaricInhPa 500 of 2004-02-28T00:00 stands twice{said}; once is allowed"
+    with pytest.raises(SourceError, match=said):
+        open_temperature([tmp_path / "t.grib"], [850])
+
+
+@pytest.mark.parametrize(("byte", "value"), [(14, 77), (17, 200), (20, 99)])  # month, unit of the step, kind of it
+def test_a_damaged_header_in_grib_is_refused(tmp_path, byte, value):
+    pytest.importorskip("cfgrib", reason="GRIB support is not installed", exc_type=ImportError)
+    path = era5_rain_grib(tmp_path / "p.grib", times(LEAP, 2))
+    content = bytearray(path.read_bytes())
+    content[8 + byte] = value
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"p\.grib: torn or damaged GRIB file"):
+        open_precipitation([path])
 
 
 def test_chaosbench_a_store_a_day(tmp_path):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import cfgrib
@@ -33,13 +35,35 @@ class Header:
     interval_minutes: int
 
 
+@dataclass(frozen=True)
+class Message:
+    """What tells a message from the others of its kind.
+
+    Arguments:
+        base, step: whose sum is the time at its end, in whole minutes.
+        level, member: as the file numbers them.
+        version: of the experiment, `expver`; empty where the file does not say.
+    """
+
+    header: Header
+    base: np.datetime64
+    step: np.timedelta64
+    level: str
+    member: str
+    version: str
+
+
 def open_grib(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     """The quantity's messages as a dataset over valid time, and the variable's name in it.
 
     Raises:
-        SourceError: torn file, no such message, several accumulation intervals, no latitude-longitude grid.
+        SourceError: torn file, no such message, several accumulation intervals, a message twice, no latitude-longitude
+            grid.
     """
-    header = _choose(path, quantity, sorted(set(_headers(path)), key=str))
+    messages = list(_messages(path))
+    header = _choose(path, quantity, sorted({message.header for message in messages}, key=str))
+    messages = [message for message in messages if message.header == header]
+    _refuse_repeated(path, messages)
     keys = {
         "shortName": header.short_name,
         "typeOfLevel": header.type_of_level,
@@ -49,35 +73,54 @@ def open_grib(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     options = {"filter_by_keys": keys, "indexpath": ""}
     try:
         dataset = xr.open_dataset(path, engine="cfgrib", backend_kwargs=options)
-    except cfgrib.DatasetBuildError as error:
+    except (cfgrib.DatasetBuildError, eccodes.CodesInternalError) as error:
         raise SourceError(f"{path}: messages of {quantity.name} form no single field: {error}") from error
     name = next(iter(dataset.data_vars))
-    field = _along_valid_time(dataset[name], header.interval_minutes)
+    field = _along_valid_time(dataset[name], header, {(message.base, message.step) for message in messages})
     return _as_rate(path, field, header).to_dataset(name=name), str(name)
 
 
-def _headers(path: Path) -> Iterator[Header]:
+def _messages(path: Path) -> Iterator[Message]:
     with path.open("rb") as file:
         while True:
             try:
-                message = eccodes.codes_grib_new_from_file(file, headers_only=True)
-            except eccodes.CodesInternalError as error:
+                handle = eccodes.codes_grib_new_from_file(file, headers_only=True)
+                if handle is None:
+                    return
+                message = _message(handle)
+            except (eccodes.CodesInternalError, ValueError) as error:  # ValueError: no such date
                 raise SourceError(f"{path}: torn or damaged GRIB file: {error}") from error
-            if message is None:
-                return
-            yield _header(message)
-            eccodes.codes_release(message)
+            yield message
+            eccodes.codes_release(handle)
 
 
-def _header(message: int) -> Header:
-    short_name, level, step_type = (
-        eccodes.codes_get(message, key, str) for key in ("shortName", "typeOfLevel", "stepType")
+def _message(handle: int) -> Message:
+    kind = [eccodes.codes_get(handle, key, str) for key in ("shortName", "typeOfLevel", "stepType")]
+    level, member, version = (
+        eccodes.codes_get(handle, key, str) if eccodes.codes_is_defined(handle, key) else ""
+        for key in ("level", "number", "expver")
     )
-    if step_type == "instant":
-        return Header(short_name, level, step_type, 0)
-    eccodes.codes_set(message, "stepUnits", "m")  # minutes: the one unit in which every interval is whole
-    start, end = (eccodes.codes_get(message, key, int) for key in ("startStep", "endStep"))
-    return Header(short_name, level, step_type, end - start)
+    eccodes.codes_set(handle, "stepUnits", "m")  # minutes: the one unit in which every interval is whole
+    date, time, start, end = (
+        eccodes.codes_get(handle, key, int) for key in ("dataDate", "dataTime", "startStep", "endStep")
+    )
+    base = np.datetime64(datetime.strptime(f"{date:08d}{time:04d}", "%Y%m%d%H%M"), "m")
+    header = Header(*kind, end - start if kind[2] != "instant" else 0)
+    return Message(header, base, np.timedelta64(end, "m"), level, member, version)
+
+
+def _refuse_repeated(path: Path, messages: list[Message]) -> None:
+    """Of the same field twice, as where preliminary and final data were joined, cfgrib takes the first, unasked."""
+    seen: dict[tuple[np.datetime64, np.timedelta64, str, str], Message] = {}
+    for message in messages:
+        first = seen.setdefault((message.base, message.step, message.level, message.member), message)
+        if first is not message:
+            kind, versions = message.header, sorted({first.version, message.version})
+            said = f" (expver {' and '.join(versions)})" if len(versions) > 1 else ""
+            raise SourceError(
+                f"{path}: {kind.short_name} at {kind.type_of_level} {message.level} of {message.base + message.step} "
+                f"stands twice{said}; once is allowed"
+            )
 
 
 def _choose(path: Path, quantity: Quantity, headers: list[Header]) -> Header:
@@ -96,15 +139,24 @@ def _choose(path: Path, quantity: Quantity, headers: list[Header]) -> Header:
     raise MissingVariableError(f"{path}: no {quantity.name}: it has {present}; allowed are {wanted}")
 
 
-def _along_valid_time(field: xr.DataArray, interval_minutes: int) -> xr.DataArray:
-    """Base time and forecast step, either of which may be a dimension, folded into one time."""
+def _along_valid_time(
+    field: xr.DataArray, header: Header, messages: set[tuple[np.datetime64, np.timedelta64]]
+) -> xr.DataArray:
+    """Base time and forecast step, either of which may be a dimension, folded into one time.
+
+    Arguments:
+        messages: base and step of those that are there; cfgrib fills up the rectangle of them with missing values.
+    """
     missing = [dim for dim in ("time", "step") if dim not in field.dims]
     base, step = np.atleast_1d(field["time"].values), np.atleast_1d(field["step"].values)
-    valid = (base[:, None] + step[None, :]).ravel() - np.timedelta64(interval_minutes, "m") // 2
-    field = field.reset_coords(drop=True).chunk({dim: 1 for dim in ("time", "step") if dim in field.dims})
+    pairs = product(base.astype("datetime64[m]"), step.astype("timedelta64[m]"))
+    there = np.flatnonzero([pair in messages for pair in pairs])
+    valid = (base[:, None] + step[None, :]).ravel() - np.timedelta64(header.interval_minutes, "m") // 2
+    field = field.drop_vars(set(field.coords) - {*field.dims, header.type_of_level})
+    field = field.chunk({dim: 1 for dim in ("time", "step") if dim in field.dims})
     field = field.expand_dims(missing).drop_vars(["time", "step"], errors="ignore")
     field = field.stack(instant=("time", "step"), create_index=False).rename(instant="time")
-    return field.assign_coords(time=valid.astype("datetime64[ns]"))
+    return field.assign_coords(time=valid.astype("datetime64[ns]")).isel(time=there)
 
 
 def _as_rate(path: Path, field: xr.DataArray, header: Header) -> xr.DataArray:
