@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from data_prep.config import PrepConfig
+from data_prep.workers import CONFIGURED
 from slams.config import load, to_yaml
 
 STAGES = {
@@ -25,6 +26,10 @@ STAGES = {
     "background": "archive -> simulated backgrounds (first guesses) of a split",
 }
 SECTIONS = {"report": "archive"}  # of the configuration, where it is not named like the stage
+JOBS_ENDED = (
+    "workers.slurm_jobs: one job after the other ended at the same task, as at a limit of time or memory; "
+    f"what each asks for: {CONFIGURED}; the same command goes on from here"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,10 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"data_prep {given.stage}: {' '.join(str(error).split())}\n")
         return 2
+    except _killed_worker():
+        sys.stderr.write(f"data_prep {given.stage}: {JOBS_ENDED}\n")
+        return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"data_prep {given.stage}: interrupted; the same command goes on from here\n")
         return 130
     return 0
+
+
+def _killed_worker() -> Any:
+    """What dask raises where jobs end again and again at one task, no RuntimeError; nothing where it is not in use."""
+    return getattr(sys.modules.get("distributed"), "KilledWorker", ())
 
 
 def _refuse_url(stage: str, section: Any) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -494,6 +495,25 @@ def test_what_broke_is_mended_and_the_same_command_goes_on(folder, refused):
     assert prepare(["encode", str(folder / "prep.yaml")]) == 0
     found = open_shards(folder / "latents")
     assert np.isfinite(found.read(found.frames[-1])).all() and not list(folder.glob("*.partial"))
+
+
+def test_jobs_that_end_at_one_task_are_a_sentence(folder, refused, monkeypatch):
+    """As dask says it, which is no error of a kind that Python has a name for."""
+    scheduler = pytest.importorskip("distributed.scheduler", reason="dask-jobqueue is not installed")
+
+    def run(*_):
+        raise scheduler.KilledWorker("write", SimpleNamespace(address="tcp://10.0.0.1:1"), 3)
+
+    monkeypatch.setattr("data_prep.observe.run", run)
+    assert "workers.slurm_jobs: one job after the other ended" in refused(prepare, "observe", folder / "prep.yaml")
+
+
+def test_no_dask_of_jobs_is_loaded_for_an_error(tmp_path):
+    code = (
+        "import sys; from data_prep.__main__ import main; main(['world', 'none']); print('distributed' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(
