@@ -105,12 +105,13 @@ class Sums:
     """Sums over days for a least-squares fit on K functions of the day, cell by cell, values may be missing.
 
     Two of them over different days add up to that over all. The matrices of a channel are kept cell by cell only
-    where something is missing; elsewhere they are the same. What is computed of them is computed by bands of latitude:
-    at 0.25 degrees the matrices of one channel are 0.2 GiB.
+    where something is missing in some of the cells; elsewhere they are the same. What is computed of them is computed
+    by bands of latitude: at 0.25 degrees the matrices of one channel are 0.2 GiB.
 
     Arguments:
         pairs: sum of b b' over all days, (K, K).
-        lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W).
+        lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W), or (K, K, 1, 1) where
+            no cell has one.
         right: sum of b x over the values, (K, C, H, W).
         square: sum of x x over the values, (C, H, W).
         count: values, (C, H, W).
@@ -148,11 +149,16 @@ class Sums:
             list(threads.map(add_channel, range(x_LCHW.shape[1])))
 
     def _lack(self, channel: int, pairs_LKK: np.ndarray, unseen_LHW: np.ndarray) -> None:
-        if channel not in self.lacking:
-            self.lacking[channel] = np.zeros((*self.pairs.shape, *unseen_LHW.shape[1:]))
-        for rows in self.bands():
-            unseen = unseen_LHW[:, rows].astype(np.float64)
-            self.lacking[channel][..., rows, :] += np.einsum("lkm,lhw->kmhw", pairs_LKK, unseen)
+        if (unseen_LHW.all(axis=(1, 2)) == unseen_LHW.any(axis=(1, 2))).all():
+            unseen_LHW = unseen_LHW[:, :1, :1]  # whole days are missing, from every cell the same
+        before = self.lacking.get(channel, np.zeros((*self.pairs.shape, 1, 1)))
+        shape = np.broadcast_shapes(before.shape[2:], unseen_LHW.shape[1:])
+        if shape != before.shape[2:]:
+            before = np.broadcast_to(before, (*self.pairs.shape, *shape)).copy()
+        self.lacking[channel] = before
+        for rows in self.bands() if shape[0] > 1 else [slice(None)]:
+            unseen = _rows(unseen_LHW, rows).astype(np.float64)
+            before[..., rows, :] += np.einsum("lkm,lhw->kmhw", pairs_LKK, unseen)
 
     def __add__(self, other: Sums) -> Sums:
         found = Sums(*(getattr(self, name) + getattr(other, name) for name in ("pairs", "right", "square", "count")))
@@ -174,7 +180,7 @@ class Sums:
     def part(self, channel: int, rows: slice) -> Sums:
         """Those of some rows of a channel, a view."""
         only = slice(channel, channel + 1)
-        lacking = {0: self.lacking[channel][..., rows, :]} if channel in self.lacking else {}
+        lacking = {0: _rows(self.lacking[channel], rows)} if channel in self.lacking else {}
         return Sums(self.pairs, self.right[:, only, rows], self.square[only, rows], self.count[only, rows], lacking)
 
     def of_the_mean(self) -> Sums:
@@ -205,6 +211,11 @@ class Sums:
     def _normal(self, channel: int) -> np.ndarray:
         """Sum of b b' over the values of a channel, (K, K, H, W), or (K, K, 1, 1) where no cell lacks any."""
         return self.pairs[..., None, None] - self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
+
+
+def _rows(x: np.ndarray, rows: slice) -> np.ndarray:
+    """Some rows of (..., H, W), or all of (..., 1, 1), which stand for every row."""
+    return x if x.shape[-2] == 1 else x[..., rows, :]
 
 
 def _sees_the_year(normal_HWKK: np.ndarray) -> np.ndarray:
