@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from data_prep.config import ArchiveConfig, VariableConfig
-from data_prep.regrid import conservative, regrid
+from data_prep.regrid import Method, conservative, regrid
 from data_prep.sources import (
     SourceError,
     find_files,
@@ -29,6 +29,7 @@ Files = dict[str, list[list[str | int]]]
 ARRAY_METADATA = (".zarray", "zarr.json")
 PRESSURE_LEVELS = ("isobaricInhPa", "isobaricInPa")
 SURFACE_LEVELS = ("surface", "heightAboveGround", "meanSea", "entireAtmosphere")
+OF_A_VALUE = ("cell_methods", "daily_value")
 # Units of what providers add up over time, and words of standard names of what has such a unit at an instant.
 AMOUNTS = ("m", "mm", "kg m-2", "kg m**-2", "J m-2", "J m**-2")
 OF_AN_INSTANT = ("content", "height", "altitude", "depth", "boundary_layer", "surface_snow_amount")
@@ -80,11 +81,22 @@ def open_fields(config: ArchiveConfig, files: Files | None = None) -> dict[str, 
     if sources.olr:
         fields["olr"] = open_olr(paths("olr", sources.olr))
     grid = specification(config).grid
-    found = {name: regrid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
+    found = {name: _on_grid(field, grid, getattr(config.regrid, name)) for name, field in fields.items()}
     for v in config.variables:
         opened = open_daily(paths(v.name, v.files), _quantity(v), _levels(config, v) or None)
-        found[v.name] = regrid(opened, grid, v.regrid)
+        found[v.name] = _on_grid(opened, grid, v.regrid)
     return found
+
+
+def _on_grid(field: xr.DataArray, grid: Grid, method: Method) -> xr.DataArray:
+    """The field on the grid, its cell methods with what that makes of a value."""
+    methods = [field.attrs.get("cell_methods", ""), "area: mean" if method == "conservative" else ""]
+    return regrid(field, grid, method).assign_attrs(cell_methods=" ".join(filter(None, methods)))
+
+
+def described(fields: dict[str, xr.DataArray]) -> dict[str, dict[str, str]]:
+    """How a value of each field stands for its day and its cell, as attributes."""
+    return {name: {key: field.attrs[key] for key in OF_A_VALUE if field.attrs[key]} for name, field in fields.items()}
 
 
 def _quantity(variable: VariableConfig) -> Quantity:
@@ -125,7 +137,9 @@ def fingerprints(config: ArchiveConfig) -> Files:
         SourceError: a pattern without files, or a file that is not what it should be.
     """
     sources, levels = config.sources, tuple(config.level_hpa)
-    given: dict[str, tuple[str, Quantity, tuple[int, ...]]] = {"temperature": (sources.temperature, TEMPERATURE, levels)}
+    given: dict[str, tuple[str, Quantity, tuple[int, ...]]] = {
+        "temperature": (sources.temperature, TEMPERATURE, levels)
+    }
     for name, pattern, quantity in (("precipitation", sources.precipitation, RAIN), ("olr", sources.olr, RADIATION)):
         given |= {name: (pattern, quantity, ())} if pattern else {}
     given |= {v.name: (v.files, _quantity(v), _levels(config, v)) for v in config.variables}

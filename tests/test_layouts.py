@@ -392,6 +392,27 @@ def test_celsius_called_kelvin_is_refused(tmp_path):
         open_temperature([path], [1000]).load()
 
 
+@pytest.mark.parametrize(
+    ("said", "bounds", "expected"),
+    [
+        ({}, None, None),
+        ({}, [[0, 24], [24, 48]], "time: mean"),
+        ({}, [[12, 12], [36, 36]], "time: point"),
+        ({"cell_methods": "area: mean time: point"}, None, "time: point"),
+        ({"cell_methods": "time: maximum (interval: 1 hour)"}, [[0, 24], [24, 48]], "time: maximum"),
+        ({"units": "mm"}, None, "time: mean"),
+        ({"units": "mm", "cell_methods": "time: sum"}, None, "time: mean"),  # millimetres a day are their rate
+    ],
+)
+def test_a_single_value_a_day_is_what_its_file_says_it_is(tmp_path, said, bounds, expected):
+    """A snapshot at 00 UTC is no daily mean; where the file says neither, nothing is claimed."""
+    path = stamped(tmp_path, [12, 36], bounds)
+    with Dataset(path, "a") as file:
+        file["precip"].setncatts(said)
+    opened = open_precipitation([path])
+    assert opened.attrs.get("cell_methods") == expected and opened.daily_value.startswith("single value a day")
+
+
 # Files that are not what their names say
 
 
@@ -539,6 +560,11 @@ def test_the_real_gfs_fields_are_the_messages_read_by_hand(gfs):
     np.testing.assert_allclose(olr[0], gfs["sulwrf", "nominalTop", 0], rtol=1e-7)
 
 
+def test_cell_methods_of_the_real_gfs_fields(gfs):
+    temperature, rain, olr = open_temperature([GFS], [500]), open_precipitation([GFS]), open_olr([GFS])
+    assert [field.cell_methods for field in (temperature, rain, olr)] == ["time: point", "time: mean", "time: mean"]
+
+
 def area_mean(field):
     """Over the globe, of rows at 90, 87.5, ... -90 degrees; each pole's row is a cap of half a step."""
     edges = np.sin(np.deg2rad(np.r_[90, np.arange(88.75, -90, -2.5), -90]))
@@ -574,3 +600,27 @@ def test_the_real_gfs_file_becomes_one_archive_day(gfs, tmp_path):
     kelvin_500, mm_a_day, watts_m2 = means[list(ERA5_LEVELS_HPA).index(500)], means[10], means[11]
     assert 255 < kelvin_500 < 260 and 2 < mm_a_day < 4 and 225 < watts_m2 < 245  # as on the Earth
     assert (np.isnan(archive.read(np.array([day - 1, day + 1])))).all()
+
+
+def test_an_archive_says_how_its_values_stand_for_day_and_cell(tmp_path):
+    weatherbench2(tmp_path / "snapshots.zarr", times(LEAP, 2))
+    gauge_precipitation(tmp_path / "rain.nc", times(LEAP, 2))
+    interpolated_olr(tmp_path / "olr.nc", times(LEAP, 4, 12))
+    (tmp_path / "prep.yaml").write_text(ARCHIVE_OF_ONE_DAY.format(folder=tmp_path, gfs=""))
+    sources = {"temperature": "snapshots.zarr", "precipitation": "rain.nc", "olr": "olr.nc"}
+    words = [f"archive.sources.{name}={tmp_path}/{file}" for name, file in sources.items()]
+    words += [
+        "archive.train_years=[2004,2004]",
+        "archive.validation_years=[2005,2005]",
+        "archive.test_years=[2006,2006]",
+    ]
+    words += ["archive.level_hpa=[500]", "archive.regrid.olr=nearest", "archive.decimals=null"]
+    assert main(["archive", str(tmp_path / "prep.yaml"), *words]) == 0
+    group = zarr.open_group(tmp_path / "archive.zarr", mode="r")
+    found = {name: (group[name].attrs.get("cell_methods"), group[name].attrs["daily_value"]) for name in sources}
+    single = "single value a day, taken as that day's value"
+    assert found == {
+        "temperature": ("area: mean", single),
+        "precipitation": ("time: mean area: mean", single),
+        "olr": ("time: mean", "mean of 2 values a day"),
+    }

@@ -97,10 +97,17 @@ def open_daily(paths: Sequence[str | Path], quantity: Quantity, level_hpa: Seque
         "longitude": pieces[0].longitude.degrees,
         "run": ("time", run),
     }
-    n_a_day = means.file.shape[1]
-    how = f"mean of {n_a_day} values a day" if n_a_day > 1 else "single value a day, taken as that day's value"
-    attributes = quantity.attributes | {"cell_methods": "time: mean", "daily_value": how}
+    attributes = quantity.attributes | _of_the_day(pieces, means.file.shape[1])
     return xr.DataArray(_lazy(means), coords, ("time", *pieces[0].dims), quantity.name, attributes)
+
+
+def _of_the_day(pieces: list[Piece], n_a_day: int) -> dict[str, str]:
+    """What the attributes say of how a value stands for its day; `cell_methods` nothing that the files do not tell."""
+    if n_a_day > 1:
+        return {"cell_methods": "time: mean", "daily_value": f"mean of {n_a_day} values a day"}
+    methods = {piece.over_time for piece in pieces}
+    known = {"cell_methods": f"time: {methods.pop()}"} if len(methods) == 1 and "" not in methods else {}
+    return known | {"daily_value": "single value a day, taken as that day's value"}
 
 
 def _lazy(means: Days) -> dask.array.Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,8 @@ class Piece:
         shape: of one sample, ([level,] latitude, longitude).
         units: as the file has them.
         run: the simulation that it belongs to.
+        over_time: what a value is of the time that it stands for, as CF's cell methods name it (``mean``, ``point``);
+            empty where the file does not say.
     """
 
     path: Path
@@ -66,6 +69,7 @@ class Piece:
     shape: tuple[int, ...]
     units: str
     run: str
+    over_time: str = ""
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Samples start to stop in canonical form, float32 (sample, [level,] latitude, longitude).
@@ -103,11 +107,14 @@ def decode(path: str | Path, quantity: Quantity, level_hpa: Sequence[int] | None
     find_name(path, f"time of {name}", ("time",), field.coords)
     time = instants(path, field["time"], raw)
     within = held(time, raw.attrs)
+    found = intervals(path, field["time"], raw)
+    lengths = None if found is None else found[1] - found[0]
+    over_time = _over_time(field, quantity, lengths)
     if field.attrs.get("units") in quantity.totals:
-        _refuse_parts_of_a_day(path, field, raw, time)
+        _refuse_parts_of_a_day(path, field, time, lengths)
     if "time" in field.dims:
         field = field.isel(time=within)
-    return _piece(path, quantity, raw, field, time[within], level_hpa)
+    return replace(_piece(path, quantity, raw, field, time[within], level_hpa), over_time=over_time)
 
 
 def decode_static(path: str | Path, quantity: Quantity) -> xr.DataArray:
@@ -236,12 +243,24 @@ def _units(path: Path, field: xr.DataArray, quantity: Quantity) -> str:
     return units
 
 
-def _refuse_parts_of_a_day(path: Path, field: xr.DataArray, raw: xr.Dataset, time: np.ndarray) -> None:
+def _over_time(field: xr.DataArray, quantity: Quantity, lengths: np.ndarray | None) -> str:
+    """As `Piece` has it, of a file whose samples have intervals of those lengths, or none."""
+    said = re.search(r"time: (\w+)", str(field.attrs.get("cell_methods", "")))
+    if said and said[1] != "sum":
+        return said[1]
+    if said or field.attrs.get("units") in quantity.totals:
+        return "sum" if quantity.units in quantity.totals else "mean"  # a rate from the total of a day
+    if lengths is None:
+        return ""
+    return "mean" if lengths.any() else "point"
+
+
+def _refuse_parts_of_a_day(path: Path, field: xr.DataArray, time: np.ndarray, lengths: np.ndarray | None) -> None:
     """Refuse totals over something else than a day; without bounds, several a day say not over which part of it."""
-    units, found = field.attrs.get("units"), intervals(path, field["time"], raw)
+    units = field.attrs.get("units")
     if len(np.unique(time.astype("datetime64[D]"))) < len(np.unique(time)):
         raise SourceError(f"{path}: {field.name}: totals in {units!r} at several times a day; one a day is allowed")
-    shortest = DAY if found is None else (found[1] - found[0]).min(initial=DAY)
+    shortest = DAY if lengths is None else lengths.min(initial=DAY)
     if shortest < DAY - DAY_TOLERANCE:
         hours = f"{shortest / np.timedelta64(1, 'h'):g} hours"
         raise SourceError(f"{path}: {field.name}: totals in {units!r} over {hours}; over whole days is allowed")

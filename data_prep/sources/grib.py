@@ -22,6 +22,7 @@ from data_prep.sources.quantity import MissingVariableError, Quantity, SourceErr
 # the most informative first, where a file holds the same field several ways
 STEP_TYPES = ("accum", "avg", "instant")
 MINUTES_PER_DAY = 1440
+CELL_METHODS = {"accum": "time: mean", "avg": "time: mean", "instant": "time: point"}  # an accumulation becomes a rate
 DAILY_UNITS = {"kg m**-2": "kg m-2 day-1", "m": "m/day"}
 
 
@@ -77,7 +78,8 @@ def open_grib(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
         raise SourceError(f"{path}: messages of {quantity.name} form no single field: {error}") from error
     name = next(iter(dataset.data_vars))
     field = _along_valid_time(dataset[name], header, {(message.base, message.step) for message in messages})
-    return _as_rate(path, field, header).to_dataset(name=name), str(name)
+    field = _as_rate(path, field, header).assign_attrs(cell_methods=CELL_METHODS[header.step_type])
+    return field.to_dataset(name=name), str(name)
 
 
 def _messages(path: Path) -> Iterator[Message]:

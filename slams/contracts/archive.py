@@ -193,11 +193,19 @@ def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time
         compressors=codecs(),
         dimension_names=["time", *dimensions(modality)],
     )
-    field.attrs.update(
-        {"standard_name": modality.standard_name, "units": modality.units, "cell_methods": "time: mean area: mean"}
-    )
+    field.attrs.update({"standard_name": modality.standard_name, "units": modality.units})
     if decimals is not None:
         field.attrs.update({"decimals": decimals, "loss_bound": 0.5 * 10.0**-decimals})
+
+
+def describe(group: zarr.Group, said: dict[str, dict[str, str]]) -> None:
+    """Add attributes to fields.
+
+    Arguments:
+        said: modality -> ``cell_methods``, as far as they are known, and ``daily_value``, what a day's was made of.
+    """
+    for name, attributes in said.items():
+        array(group, name).attrs.update(attributes)
 
 
 def extend(folder: Path, time: np.ndarray, run: np.ndarray) -> zarr.Group:
