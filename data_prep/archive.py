@@ -20,7 +20,7 @@ from data_prep.blocks import Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.fields import (
     days_of,
-    described,
+    describe,
     fingerprints,
     kept_decimals,
     period,
@@ -32,7 +32,7 @@ from data_prep.stats import check_loss, fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
-from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, describe, extend, finish, open_archive
+from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
 from slams.contracts.envelope import alone, is_finished
 
 Files = dict[str, list[list[str | int]]]
@@ -97,7 +97,7 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
     _check_missing(missing, time, config)
     group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
     if old is None:
-        describe(group, described(fields))
+        describe(group, fields)
     _finish(work.aside, config, old, files)
     work.become()
 

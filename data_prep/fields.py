@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from data_prep.config import ArchiveConfig, VariableConfig
 from data_prep.regrid import Method, conservative, regrid
@@ -23,6 +24,7 @@ from data_prep.sources.era5 import TEMPERATURE
 from data_prep.sources.files import located
 from data_prep.sources.olr import OLR as RADIATION
 from data_prep.sources.quantity import Quantity
+from slams.contracts.archive import array
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
 Files = dict[str, list[list[str | int]]]
@@ -94,9 +96,10 @@ def _on_grid(field: xr.DataArray, grid: Grid, method: Method) -> xr.DataArray:
     return regrid(field, grid, method).assign_attrs(cell_methods=" ".join(filter(None, methods)))
 
 
-def described(fields: dict[str, xr.DataArray]) -> dict[str, dict[str, str]]:
-    """How a value of each field stands for its day and its cell, as attributes."""
-    return {name: {key: field.attrs[key] for key in OF_A_VALUE if field.attrs[key]} for name, field in fields.items()}
+def describe(group: zarr.Group, fields: dict[str, xr.DataArray]) -> None:
+    """Have the fields of an archive say how a value stands for its day and its cell, as those they are made of."""
+    for name, field in fields.items():
+        array(group, name).attrs.update({key: field.attrs[key] for key in OF_A_VALUE if field.attrs[key]})
 
 
 def _quantity(variable: VariableConfig) -> Quantity:

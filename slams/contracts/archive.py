@@ -198,16 +198,6 @@ def _create_field(group: zarr.Group, modality: Modality, spec: StateSpec, n_time
         field.attrs.update({"decimals": decimals, "loss_bound": 0.5 * 10.0**-decimals})
 
 
-def describe(group: zarr.Group, said: dict[str, dict[str, str]]) -> None:
-    """Add attributes to fields.
-
-    Arguments:
-        said: modality -> ``cell_methods``, as far as they are known, and ``daily_value``, what a day's was made of.
-    """
-    for name, attributes in said.items():
-        array(group, name).attrs.update(attributes)
-
-
 def extend(folder: Path, time: np.ndarray, run: np.ndarray) -> zarr.Group:
     """An archive with a longer time axis, whose new days are empty.
 
