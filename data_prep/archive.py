@@ -16,9 +16,11 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from data_prep.blocks import Writer, blocks, opened
+from data_prep.blocks import Block, Lost, Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.fields import (
+    Files,
+    changed,
     days_of,
     describe,
     fingerprints,
@@ -28,14 +30,14 @@ from data_prep.fields import (
     specification,
     static_fields,
 )
+from data_prep.sources import SourceError
 from data_prep.stats import check_loss, fit_statistics
 from data_prep.work import Work
-from data_prep.workers import workers
+from data_prep.workers import InOrder, workers
 from slams.config import to_dict
 from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
-from slams.contracts.envelope import alone, is_finished
+from slams.contracts.envelope import ContractError, alone, is_finished
 
-Files = dict[str, list[list[str | int]]]
 N_NAMED_DAYS = 5
 MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
 
@@ -90,11 +92,14 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
     written = [block for block in blocks(group, list(fields), len(time)) if block.stop > n_before]
     with workers(whole.workers) as in_order:
         told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
-    found: dict[str, list[str]] = {name: [] for name in fields}
-    for block, said in zip(written, told, strict=True):
-        found[block.modality] += said["missing_days"]
-    missing = _missing_days(found, old)
-    _check_missing(missing, time, config)
+        found: dict[str, list[str]] = {name: [] for name in fields}
+        for block, said in zip(written, told, strict=True):
+            found[block.modality] += said["missing_days"]
+        missing = _missing_days(found, old)
+        _check_missing(missing, time, config)
+        _refuse_lost(work, written, Lost(work.aside, time, missing), in_order)
+    for path in changed(files):
+        raise SourceError(f"{path}: has changed while {config.path} was made of it; the same command begins anew")
     group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
     if old is None:
         describe(group, fields)
@@ -118,6 +123,19 @@ def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Fil
     statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
     check_loss(archive, global_std)
     finish(folder, statistics, global_std, _raw_files(files, old))
+
+
+def _refuse_lost(work: Work, written: list[Block], lost: Lost, in_order: InOrder) -> None:
+    """Refuse to close an archive without what a machine that crashed had not brought to its disk, marks of it or not.
+
+    Raises:
+        ContractError: naming the first file; the same command writes its block again.
+    """
+    found = dict(zip(written, in_order(lost, written), strict=True))
+    for block in (block for block, wrong in found.items() if wrong):
+        work.forget(block)
+    for line in (line for wrong in found.values() for line in wrong):
+        raise ContractError(f"{line}; the same command writes it again")
 
 
 def _raw_files(files: Files, old: Archive | None) -> Files:
@@ -172,14 +190,21 @@ def _missing_days(found: dict[str, list[str]], old: Archive | None) -> dict[str,
 
 
 def _check_missing(missing: dict[str, list[str]], time: np.ndarray, config: ArchiveConfig) -> None:
-    """Refuse more missing days of a modality than allowed."""
-    for name, days in missing.items():
+    """Refuse more missing days of a modality than allowed, within the splits."""
+    wanted = set(time[_in_splits(time, config)].astype(str))
+    for name, days in ((name, [day for day in days if day in wanted]) for name, days in missing.items()):
         if len(days) > config.missing_days_allowed:
             named = ", ".join(days[:N_NAMED_DAYS]) + (", ..." if len(days) > N_NAMED_DAYS else "")
             raise ValueError(
-                f"{name}: {len(days)} of the {len(time)} days from {time[0]} to {time[-1]} are missing ({named}); "
+                f"{name}: {len(days)} of the {len(wanted)} days from {time[0]} to {time[-1]} are missing ({named}); "
                 f"missing_days_allowed is {config.missing_days_allowed}"
             )
+
+
+def _in_splits(time: np.ndarray, config: ArchiveConfig) -> np.ndarray:
+    year = time.astype("datetime64[Y]").astype(int) + 1970
+    splits = (config.train_years, config.validation_years, config.test_years)
+    return np.any([(year >= first) & (year <= last) for first, last in splits], axis=0)
 
 
 def _run_numbers(field: xr.DataArray, time: np.ndarray, old: Archive | None) -> tuple[np.ndarray, list[str]]:

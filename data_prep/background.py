@@ -2,6 +2,7 @@
 
 x_b(day) = x(day) + share (x(other) - c(other)), with other a day of the train years from the same season and c the
 climatology: an error with the structure of weather, as a forecast's is, that has nothing to do with the day's weather.
+Rain that came to less than none is none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from slams.config import to_dict
 from slams.contracts.archive import Archive, create, finish, open_archive, write_block
 from slams.contracts.envelope import check_source, is_finished, written_aside
 from slams.rng import generator
+from slams.spec import not_negative
 
 SEASON_DAYS = 15  # on each side of the day
 DAYS_PER_YEAR = 365.2425
@@ -49,7 +51,8 @@ def run(config: BackgroundConfig, whole: PrepConfig) -> None:
     with written_aside(path) as folder:
         group = create(folder, archive.spec, archive.time[days], archive.run[days], attributes)
         for block in track(list(archive.blocks(np.arange(len(days)))), description="backgrounds", transient=True):
-            x_LCHW = archive.read(days[block]) + config.error_share * drawn_anomalies(archive, days[block], config.seed)
+            error_LCHW = config.error_share * drawn_anomalies(archive, days[block], config.seed)
+            x_LCHW = not_negative(archive.read(days[block]) + error_LCHW, archive.spec)
             for modality in archive.spec.modalities:
                 values = x_LCHW[:, archive.spec.channels(modality.name)]
                 shape = (len(block), *values.shape[1 if modality.level_hpa else 2 :])

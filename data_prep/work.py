@@ -7,6 +7,7 @@ result is made of: work that lies there is gone on with only if that is still th
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +58,14 @@ class Work:
             shutil.rmtree(self.marks, ignore_errors=True)
 
     def goes_on(self, made_of: dict[str, Any]) -> bool:
-        """Whether work on the same lies there. Else what lies there is removed and the work begins."""
+        """Whether work on the same lies there. Else what lies there is removed, which is told, and the work begins."""
         note = self.marks / NOTE
-        if self.aside.exists() and note.exists() and read_json(note, "the note of what it is made of") == made_of:
+        before = read_json(note, "the note of what it is made of") if note.exists() else made_of
+        if self.aside.exists() and note.exists() and before == made_of:
             return True
+        if n_done := self.n_done():
+            other = ", ".join(key for key in made_of if before.get(key) != made_of[key]) or "what is left of it"
+            sys.stderr.write(f"{self.path}: {n_done} finished parts are made anew (different: {other})\n")
         note.unlink(missing_ok=True)  # first, so that whoever stops here leaves nothing that could be gone on with
         for folder in (self.marks, self.aside):
             shutil.rmtree(folder, ignore_errors=True)
@@ -80,6 +85,10 @@ class Work:
         for task, result in zip(pending, results, strict=True):
             write_json(self._mark(task), result)
         return [read_json(self._mark(task), "the mark of a task") for task in tasks]
+
+    def forget(self, task: Task) -> None:
+        """Have a task that is done done again by the next call."""
+        self._mark(task).unlink()
 
     def n_done(self) -> int:
         """Tasks that are done."""

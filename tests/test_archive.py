@@ -22,6 +22,7 @@ import pytest
 import webdataset as wds
 import xarray as xr
 import yaml
+import zarr
 from test_errors import FILES, spoil, write_prep
 from world import write_world
 
@@ -29,7 +30,7 @@ from data_prep.__main__ import main as prepare
 from data_prep.background import drawn_anomalies
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
-from slams.contracts.archive import open_archive
+from slams.contracts.archive import consolidate, open_archive
 from slams.contracts.envelope import alone
 from slams.contracts.shards import open_shards
 
@@ -262,6 +263,66 @@ def test_raw_files_that_changed_do_not_pass_for_those_it_was_made_of(longer, cap
     assert prepare(words(longer)) == 0 and tree(longer / "archive") == before
 
 
+def test_a_file_that_gives_no_day_of_the_period_is_no_matter(longer, capsys):
+    """This year's, which the provider replaces every day: neither for what stands nor for work that goes on."""
+    shift = lambda dataset: dataset.assign(olr=dataset.olr + 1)  # noqa: E731
+    process = start(longer)
+    wait_for(longer / "archive.marks", "*-*.json", 2)
+    process.kill()
+    process.communicate()
+    spoil(longer / "raw", "olr", shift, year=2004)
+    kept = {path: path.stat().st_mtime_ns for path in (longer / "archive.marks").glob("*-*.json")}
+    process = start(longer)
+    wait_for(longer / "archive.marks", "*-*.json", len(kept) + 1)
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
+    assert process.communicate()[1] == "" and process.returncode == 0
+    listed = json.loads((longer / "archive" / "raw_files.json").read_text())
+    assert [Path(path).name for path, *_ in listed["olr"]] == [f"olr.2xdaily.{year}.nc" for year in (2001, 2002, 2003)]
+    spoil(longer / "raw", "olr", shift, year=2004)
+    assert prepare(words(longer)) == 0
+    assert prepare(words(longer, "archive.test_years=[2003,2004]")) == 0
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_store_that_got_new_days_is_the_same_and_one_written_anew_is_not(longer, tmp_path, capsys, zarr_format):
+    """Google's ERA5 says in the attributes of the store how far it has come, and so in its gathered metadata."""
+    store, place = tmp_path / "t.zarr", [f"archive.sources.temperature={tmp_path}/t.zarr"]
+    with xr.open_mfdataset(str(longer / "raw" / "era5_t.*.nc"), decode_times=False) as found:
+        whole = found.drop_attrs().assign(t=found.t.assign_attrs(units="K")).drop_encoding()
+        whole = whole.assign_coords({name: found[name] for name in found.coords}).load()
+
+    def write():
+        whole.to_zarr(store, mode="w", zarr_format=zarr_format, consolidated=False)
+        consolidate(store)
+
+    write()
+    assert prepare(words(longer, *place)) == 0
+    zarr.open_group(store, use_consolidated=False).attrs["valid_time_stop"] = "2004-12-31"
+    consolidate(store)
+    assert prepare(words(longer, *place)) == 0
+    assert prepare(words(longer, *place, "archive.test_years=[2003,2004]")) == 0
+    write()
+    assert prepare(words(longer, *place, "archive.test_years=[2003,2004]")) == 2
+    assert f"{store}: has changed since" in capsys.readouterr().err
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(longer, capsys, monkeypatch):
+    complete, path = Work.complete, longer / "raw" / f"{FILES['olr']}.2002.nc"
+
+    def replaced_meanwhile(*given):
+        told = complete(*given)
+        os.utime(path, ns=(0, 0))
+        return told
+
+    monkeypatch.setattr(Work, "complete", replaced_meanwhile)
+    assert prepare(words(longer)) == 2
+    assert f"{path}: has changed while {longer}/archive was made of it" in capsys.readouterr().err
+    assert not (longer / "archive").exists()
+    monkeypatch.undo()
+    assert prepare(words(longer)) == 0
+    assert re.search(r"/archive: \d+ finished parts are made anew \(different: files\)\n", capsys.readouterr().err)
+
+
 def test_the_list_of_raw_files_has_a_checksum(longer, capsys):
     assert prepare(words(longer)) == 0
     listed = longer / "archive" / "raw_files.json"
@@ -300,6 +361,23 @@ def test_a_stop_between_the_last_two_names_is_mended(four_years, tmp_path):
     assert tree(path) == expected and [p.name for p in tmp_path.iterdir()] == ["archive"]
 
 
+@pytest.mark.parametrize("wrong", ["gone", "cut"])
+def test_what_a_crash_of_the_machine_took_is_written_again(here, tmp_path, monkeypatch, capsys, wrong):
+    """The mark of a block is on the disk and its chunk is not: it would read as missing values for ever."""
+    place, assert_same = here
+    monkeypatch.setattr("data_prep.archive._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+    assert prepare(words(tmp_path, place)) == 2
+    monkeypatch.undo()
+    chunk = max((tmp_path / "archive.partial" / "olr" / "c").rglob("*/0/0"))  # of test years, whose days no fit reads
+    chunk.unlink() if wrong == "gone" else os.truncate(chunk, 0)
+    capsys.readouterr()
+    assert prepare(words(tmp_path, place)) == 2 and not (tmp_path / "archive").exists()
+    said = capsys.readouterr().err
+    assert str(chunk) in said and "; the same command writes it again" in said and said.count("\n") == 1
+    assert prepare(words(tmp_path, place)) == 0
+    assert_same()
+
+
 def test_a_stop_after_the_last_write_is_gone_on_with(here, tmp_path, monkeypatch):
     """All is written and sealed, but does not have its name yet."""
     place, assert_same = here
@@ -331,6 +409,15 @@ def test_a_background_is_drawn_from_whole_days(made):
     nothing = {"olr": season.astype(str).tolist()}
     with pytest.raises(ValueError, match="2003-01-15: no train day within 15 days of its date is whole"):
         drawn_anomalies(replace(archive, attributes=archive.attributes | {"missing_days": nothing}), day, 0)
+
+
+def test_a_background_holds_nothing_that_cannot_be(made, tmp_path):
+    """A dry day less a part of another day's departure from the mean was less than no rain."""
+    path = tmp_path / "background"
+    assert prepare(["background", str(made / "prep.yaml"), f"background.path={path}"]) == 0
+    found = open_archive(path)
+    rain = found.read(slice(None))[:, found.spec.channels("precipitation")]
+    assert np.nanmin(rain) == 0 and prepare(["check", str(path)]) == 0
 
 
 def test_what_was_made_from_an_archive_does_not_outlive_it(made, tmp_path, capsys):
@@ -375,7 +462,7 @@ def test_work_whose_removal_was_stopped_is_not_gone_on_with(tmp_path, monkeypatc
     assert not work.goes_on({"years": 1})
 
 
-def test_work_on_files_that_changed_begins_anew(four_years, tmp_path):
+def test_work_on_files_that_changed_begins_anew(four_years, tmp_path, capsys):
     path = tmp_path / "archive"
     process = start(four_years, f"archive.path={path}")
     wait_for(tmp_path / "archive.marks", "*-*.json", 2)
@@ -383,9 +470,23 @@ def test_work_on_files_that_changed_begins_anew(four_years, tmp_path):
     process.wait()
     spoil(four_years / "raw", "temperature", lambda dataset: dataset.assign(t=dataset.t + 1), year=2001)
     assert prepare(words(four_years, f"archive.path={path}", "workers.processes=1")) == 0
+    assert "finished parts are made anew (different: files)" in capsys.readouterr().err
     again = tmp_path / "again"
     assert prepare(words(four_years, f"archive.path={again}")) == 0
     assert_same_tree(path, again)
+
+
+def test_days_between_the_splits_may_be_missing(longer, capsys):
+    for name in FILES.values():
+        (longer / "raw" / f"{name}.2003.nc").unlink()
+    later = "archive.test_years=[2004,2004]"
+    assert prepare(words(longer, later, "archive.missing_days_allowed=1")) == 2
+    said = "temperature: 2 of the 1096 days from 2001-01-01 to 2004-12-31 are missing (2001-10-28, 2004-10-27)"
+    assert said in capsys.readouterr().err
+    assert prepare(words(longer, later)) == 0
+    found = open_archive(longer / "archive")
+    assert len(found.time) == 1461 and len(found.attributes["missing_days"]["olr"]) == 365
+    assert prepare(["check", str(longer / "archive")]) == 0
 
 
 @pytest.mark.parametrize("allowed", [0, 1])

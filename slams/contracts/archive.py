@@ -110,7 +110,13 @@ def _write_time(group: zarr.Group, time: np.ndarray) -> None:
 
 def _write_run(group: zarr.Group, run: np.ndarray) -> None:
     numbers = group.create_array(
-        "run", shape=run.shape, dtype="int32", chunks=run.shape, fill_value=-1, dimension_names=["time"]
+        "run",
+        shape=run.shape,
+        dtype="int32",
+        chunks=run.shape,
+        fill_value=-1,
+        dimension_names=["time"],
+        compressors=codecs(),
     )  # no run is -1: numbers that were lost do not read as one long run
     numbers[:] = run
     numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
@@ -276,9 +282,14 @@ class Archive:
             parts.append(values.reshape(len(values), modality.n_channels, *self.spec.grid.shape))
         return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
+    @property
+    def days_at_once(self) -> int:
+        """As many as fit into `BLOCK_BYTES`."""
+        return max(1, BLOCK_BYTES // (4 * self.spec.n_channels * int(np.prod(self.spec.grid.shape))))
+
     def blocks(self, where: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
-        """Indices in blocks, so that nothing is loaded whole; by default so many days as fit into `BLOCK_BYTES`."""
-        size = size or max(1, BLOCK_BYTES // (4 * self.spec.n_channels * int(np.prod(self.spec.grid.shape))))
+        """Indices in blocks, so that nothing is loaded whole; by default of `days_at_once`."""
+        size = size or self.days_at_once
         yield from (where[i : i + size] for i in range(0, len(where), size))
 
     def statistics(self) -> Statistics:
@@ -375,8 +386,9 @@ def open_archive(path: str | Path, is_whole: bool = True) -> Archive:
     if is_whole:
         _check_metadata(path)
     splits = {name: (int(a), int(b)) for name, (a, b) in attributes["splits"].items()}
-    run = np.asarray(array(group, "run")[:])
-    return Archive(path, StateSpec.from_json(attributes["spec"]), read_time(group), run, splits, attributes)
+    with reading(path):
+        time, run = read_time(group), np.asarray(array(group, "run")[:])
+    return Archive(path, StateSpec.from_json(attributes["spec"]), time, run, splits, attributes)
 
 
 def _check_metadata(path: Path) -> None:
