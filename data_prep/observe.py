@@ -77,7 +77,8 @@ def _states(config: ObserveConfig, archive: Archive) -> Planned:
             systems.append(kind(archive, statistics, modality, how, int(days[0]), number, config.seed))
     if not systems:
         raise ValueError(f"operator: none for {', '.join(archive.spec.names)}; one of them has to be observed")
-    blocks = (system.observed(block) for system in systems for block in archive.blocks(days, DAYS_AT_ONCE))
+    size = min(DAYS_AT_ONCE, archive.days_at_once)
+    blocks = (system.observed(block) for system in systems for block in archive.blocks(days, size))
     return archive.spec, archive.time[days], blocks, {}
 
 

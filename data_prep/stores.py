@@ -21,7 +21,7 @@ from data_prep.sources.olr import OLR
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.archive import METADATA, Archive, array, open_archive
 from slams.contracts.envelope import ContractError, read_json
-from slams.contracts.gridded import PARTS
+from slams.contracts.gridded import PARTS, Gridded
 from slams.contracts.observations import CHECKED_DAYS, Fingerprint, Observations, open_observations
 from slams.contracts.shards import Manifest
 from slams.contracts.storage import place
@@ -218,6 +218,8 @@ def _observations(path: str) -> list[Step]:
         for part in PARTS:
             field = array(group, f"{name}/{part}")
             steps += [partial(_part, opened, field, where) for where in parts(field)]
+        if f"{name}/weight" in group:
+            steps.append(partial(_weight, opened, array(group, f"{name}/weight")))
     blocks = [opened.time[i : i + CHECKED_DAYS] for i in range(0, len(opened.time), CHECKED_DAYS)]
     steps += [partial(_used, opened, name, days) for name in opened.names for days in blocks]
     return [*steps, partial(_fingerprint, opened)]
@@ -225,6 +227,10 @@ def _observations(path: str) -> list[Step]:
 
 def _part(opened: Observations, field: zarr.Array[Any], where: Region) -> Iterable[str]:
     return read(str(opened.path), field, where, named(opened.time[where[0]]))[1]
+
+
+def _weight(opened: Observations, field: zarr.Array[Any]) -> Iterable[str]:
+    return read(str(opened.path), field, tuple(slice(0, n) for n in field.shape), "every day")[1]
 
 
 def _used(opened: Observations, name: str, days: np.ndarray) -> Iterator[str]:
@@ -238,11 +244,13 @@ def _used(opened: Observations, name: str, days: np.ndarray) -> Iterator[str]:
 
 
 def _fingerprint(opened: Observations) -> Iterator[str]:
-    """Whether all is as it was written: a chunk that is gone reads as not observed, which no other step can tell.
+    """Whether all on a grid is as it was written: a chunk that is gone reads as not observed, which nothing else tells.
 
-    Stations are left out of it, whose pages have checksums: what they were before they were rounded is not known.
+    Stations are left out of it, whose pages have checksums: what they were before they were rounded is not known. An
+    earlier version had one fingerprint of both, without the weights.
     """
-    if opened.stations or "content_sha256" not in opened.attributes:
+    is_old = "gridded_sha256" not in opened.attributes
+    if is_old and (opened.stations or "content_sha256" not in opened.attributes):
         return
     found, group = Fingerprint(), _group(str(opened.path))
     try:
@@ -250,10 +258,11 @@ def _fingerprint(opened: Observations) -> Iterator[str]:
             for i in range(0, len(opened.time), CHECKED_DAYS):
                 seen = opened.read(name, opened.time[i : i + CHECKED_DAYS])
                 mask = np.asarray(array(group, f"{name}/mask")[i : i + CHECKED_DAYS]).astype(bool)
-                found.add(replace(seen, mask=mask))  # as it was written, on values that are missing too
+                weight = None if is_old else seen.weight_HW
+                found.add(replace(seen, mask=mask, weight_HW=weight))  # as it was written, on missing values too
     except ContractError:
         return  # told by the steps above
-    if found.hexdigest() != opened.checksum:
+    if found.hexdigest(Gridded) != opened.attributes.get("gridded_sha256", opened.attributes.get("content_sha256")):
         yield f"{opened.path}: the values are not those that were written: their fingerprint is another"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tarfile
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -19,7 +20,14 @@ from data_prep.shards import write_shards
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Operator, Stations, write_observations
+from slams.contracts.observations import (
+    Fingerprint,
+    Gridded,
+    Operator,
+    Stations,
+    open_observations,
+    write_observations,
+)
 from slams.contracts.shards import open_shards
 from slams.spec import OLR, Grid, Modality, StateSpec
 from slams.statistics import Statistics
@@ -75,6 +83,16 @@ def write_observed(folder):
     stations = Stations("temperature", DAYS, frame, **places, level_hpa=np.full(n, 500.0), **measured, station_id=ids)
     write_observations(folder / "both", SPEC, DAYS, [olr, stations], {"config": {}})
     write_observations(folder / "grid", SPEC, DAYS, [olr], {"config": {}})
+    write_observations(folder / "land", SPEC, DAYS, [on_land()], {"config": {}})
+
+
+def on_land():
+    """Block means over the cells that count."""
+    value = weather()[:, 2:, ::2, ::2].astype(np.float64)
+    weight = (np.arange(8) < 5) * np.ones((4, 1))
+    return Gridded(
+        "olr", Operator("block_mean", 2), value, np.full_like(value, 2.0), np.ones(value.shape, bool), weight
+    )
 
 
 def write_analysis(folder):
@@ -107,7 +125,7 @@ def sound(tmp_path_factory):
     return folder
 
 
-KINDS = ["archive", "states", "latents", "observed/both", "observed/grid", "analysis", "bundle"]
+KINDS = ["archive", "states", "latents", "observed/both", "observed/grid", "observed/land", "analysis", "bundle"]
 
 
 @pytest.fixture
@@ -235,10 +253,13 @@ def test_a_time_axis_that_is_not_daily(spoilt, check):
     assert f"archive/time: {DAYS[51]}: follows {DAYS[49]}" in line
 
 
-def test_damaged_axes(spoilt, check):
-    flip(spoilt / "archive/time/c/0")
+@pytest.mark.parametrize("axis", ["time", "run"])
+def test_damaged_axes(spoilt, check, axis):
+    flip(spoilt / f"archive/{axis}/c/0")
     (line,) = check(spoilt / "archive", 1)
-    assert line.startswith(f"{spoilt}/archive/time/c/0: ")
+    assert line.startswith(f"{spoilt}/archive/{axis}/c/0: ")
+    with pytest.raises(ContractError, match="archive: damaged, it cannot be read"):
+        archive.open_archive(spoilt / "archive")
 
 
 def test_a_missing_axis(spoilt, check):
@@ -420,11 +441,53 @@ def test_a_flipped_byte_in_observations(spoilt, check):
     assert any("stations.parquet: 2001-" in line for line in check(spoilt / "observed/both", 1))
 
 
-def test_observations_that_are_gone(spoilt, check):
-    """A mask that is not there reads as nothing observed; only the fingerprint tells."""
-    (spoilt / "observed/grid/olr/mask/c/1/0/0").unlink()
-    (line,) = check(spoilt / "observed/grid", 1)
+@pytest.mark.parametrize("kind", ["both", "grid", "land"])
+@pytest.mark.parametrize("part", ["value", "mask"])
+def test_observations_that_are_gone(spoilt, check, kind, part):
+    """They read as not observed; only the fingerprint of what is on a grid tells, also where there are stations."""
+    (spoilt / f"observed/{kind}/olr/{part}/c/1/0/0").unlink()
+    (line,) = check(spoilt / f"observed/{kind}", 1)
     assert "fingerprint" in line
+
+
+def test_weights_that_are_damaged_or_gone(spoilt, check):
+    """The reader says so, and not that cells count nothing."""
+    folder = spoilt / "observed/land"
+    flip(folder / "olr/weight/c/0/0")
+    (line,) = check(folder, 1)
+    assert line.startswith(f"{folder}/olr/weight/c/0/0: every day: damaged")
+    (folder / "olr/weight/c/0/0").unlink()
+    assert all("weight of olr is lost or damaged" in line for line in check(folder, 1))
+    with pytest.raises(ContractError, match="land: weight of olr is lost or damaged"):
+        open_observations(folder).read("olr", DAYS[:1])
+
+
+def test_other_weights_are_other_observations(sound, spoilt, check):
+    zarr.open_group(spoilt / "observed/land", mode="r+")["olr/weight"][0, 0] = 0.5
+    (line,) = check(spoilt / "observed/land", 1)
+    assert "fingerprint" in line
+    with_others = replace(on_land(), weight_HW=np.ones((4, 8)))
+    write_observations(spoilt / "other", SPEC, DAYS, [with_others], {"config": {}})
+    assert open_observations(spoilt / "other").checksum != open_observations(sound / "observed/land").checksum
+
+
+@pytest.mark.parametrize("kind", ["both", "grid", "land"])
+def test_observations_of_an_earlier_version_are_read_and_checked(sound, spoilt, check, kind):
+    """Their weights had no checksum and were in no fingerprint, and a chunk of them that was all 0 was not written."""
+    root = zarr.open_group(spoilt / f"observed/{kind}", mode="r+")
+    del root.attrs["gridded_sha256"]
+    if kind == "land":
+        fingerprint, weight = Fingerprint(), root["olr/weight"][:]
+        fingerprint.add(replace(on_land(), weight_HW=None))
+        root.attrs["content_sha256"] = fingerprint.hexdigest()
+        del root["olr/weight"]
+        root["olr"].create_array("weight", data=weight, dimension_names=["cell_latitude", "cell_longitude"])
+    archive.consolidate(spoilt / f"observed/{kind}")
+    assert check(spoilt / f"observed/{kind}", 0) == []
+    found, now = (open_observations(folder / f"observed/{kind}").read("olr", DAYS) for folder in (spoilt, sound))
+    np.testing.assert_array_equal(found.value, now.value)
+    if kind == "land":
+        np.testing.assert_array_equal(found.weight_HW, now.weight_HW)
 
 
 def test_an_error_that_is_none(spoilt, check):

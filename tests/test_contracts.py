@@ -19,6 +19,7 @@ from data_prep.shards import write_shards
 from slams.contracts import analysis, archive
 from slams.contracts.bundle import check_same_make, open_bundle, write_bundle
 from slams.contracts.envelope import ContractError, alone, is_finished, sha256, write_json, written_aside
+from slams.contracts.gridded import Field, GriddedWriter
 from slams.contracts.observations import Gridded, Operator, open_observations, write_observations
 from slams.contracts.shards import open_shards
 from slams.spec import OLR, Grid, Modality, StateSpec
@@ -461,6 +462,18 @@ def test_windows_never_cross_a_gap_in_time(tmp_path):
     np.testing.assert_array_equal(shards.windows("train", 2), [0, 1, 3])
     np.testing.assert_array_equal(shards.windows("train", 3), [0])
     assert "holds no window of 4 consecutive days" in refusal(shards.windows, "train", 4)
+
+
+def test_a_chunk_of_observations_at_a_quarter_of_a_degree_is_not_too_large_for_its_codec(tmp_path):
+    """64 days of ten levels are 2.65 GB; Blosc takes 2 GB at most."""
+    levels, grid = tuple(range(100, 1100, 100)), Grid(720, 1440)
+    spec = StateSpec(grid, (Modality("temperature", "state", "K", "air_temperature", levels),))
+    value = np.broadcast_to(np.float32(250), (1, 10, 720, 1440))
+    seen = Gridded("temperature", Operator("identity"), value, value / 250, np.broadcast_to(True, value.shape))
+    zarr.open_group(tmp_path, mode="w", zarr_format=3)
+    writer = GriddedWriter(tmp_path, Field(spec.modalities[0], grid, 10), days(64), seen)
+    writer.write(seen)
+    assert {array.chunks for _, array in writer.group.arrays() if array.ndim == 4} == {value.shape}
 
 
 # ---- written aside

@@ -85,6 +85,14 @@ def fields(found, name="olr"):
 # ---- what is seen, and with which error
 
 
+def test_only_so_many_days_are_held_as_fit(simulate, monkeypatch):
+    systems = {"temperature": system(), "precipitation": system("stations"), "olr": system("block_mean", factor=4)}
+    at_once, read, sizes = simulate(**systems), archive.Archive.read, []
+    monkeypatch.setattr(archive, "BLOCK_BYTES", 3 * 4 * SPEC.n_channels * GRID.n_latitude * GRID.n_longitude)
+    monkeypatch.setattr(archive.Archive, "read", lambda self, where: sizes.append(len(where)) or read(self, where))
+    assert simulate(**systems).checksum == at_once.checksum and max(sizes) == 3
+
+
 def test_errors_are_the_keyed_noise_of_the_day_and_the_modality(simulate, truth):
     seen = fields(simulate(seed=5, olr=system("block_mean", factor=4, noise=0.5)))
     for day, value in zip(DAYS[2:], seen.value, strict=True):

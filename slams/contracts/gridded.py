@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from slams.contracts import storage
-from slams.contracts.archive import array, codecs, dimensions, reading, write_axes, write_levels
+from slams.contracts.archive import CHUNK_BYTES, array, codecs, dimensions, reading, write_axes, write_levels
 from slams.contracts.envelope import ContractError
 from slams.contracts.measured import check_values
 from slams.spec import Grid, Modality, StateSpec
@@ -149,12 +149,22 @@ class GriddedWriter:
         if field.modality.level_hpa:
             write_levels(group, StateSpec(field.grid, (field.modality,)))
         if first.weight_HW is not None:
-            weight = group.create_array(
-                "weight", data=first.weight_HW.astype(np.float32), dimension_names=["cell_latitude", "cell_longitude"]
-            )
-            weight.attrs["long_name"] = "what each cell of the full grid counts in the operator"
+            self._create_weight(first.weight_HW)
         for part in PARTS:
             self._create(part, len(time), np.dtype(np.int8) if part == "mask" else getattr(first, part).dtype)
+
+    def _create_weight(self, weight_HW: np.ndarray) -> None:
+        weight = self.group.create_array(
+            "weight",
+            shape=weight_HW.shape,
+            dtype="float32",
+            chunks=weight_HW.shape,
+            fill_value=np.nan,  # no weight is NaN: those that were lost do not read as cells that count nothing
+            compressors=codecs(),
+            dimension_names=["cell_latitude", "cell_longitude"],
+        )
+        weight[:] = weight_HW.astype(np.float32)
+        weight.attrs["long_name"] = "what each cell of the full grid counts in the operator"
 
     def _create(self, part: str, n_time: int, kind: np.dtype[Any]) -> None:
         modality, shape = self.field.modality, self.field.shape(self.operator)
@@ -163,7 +173,7 @@ class GriddedWriter:
             part,
             shape=(n_time, *shape),
             dtype=kind,
-            chunks=(min(CHUNK_DAYS, n_time), *shape),
+            chunks=(max(1, min(CHUNK_DAYS, n_time, CHUNK_BYTES // (4 * int(np.prod(shape))))), *shape),
             fill_value=0 if part == "mask" else np.nan,
             compressors=codecs(),
             dimension_names=["time", *axes],
@@ -199,6 +209,8 @@ def read_gridded(path: Path, field: Field, n_time: int, where: np.ndarray) -> Gr
         _check_shape_and_units(path, field, parts[0], (n_time, *field.shape(operator)))
         value, error, mask = (np.asarray(part.oindex[where]) for part in parts)
         weight = np.asarray(array(group, f"{name}/weight")[:]) if f"{name}/weight" in group else None
+    if weight is not None and not ((weight >= 0).all() and weight.any()):
+        raise ContractError(f"{path}: weight of {name} is lost or damaged; 0 or more, and more in some cell, is needed")
     value, error, mask = (a.reshape(len(where), field.n_channels, *a.shape[-2:]) for a in (value, error, mask))
     seen = mask.astype(bool) & np.isfinite(value)
     check_values(path, field.modality, value[seen], error[seen])

@@ -59,13 +59,17 @@ class Observations:
             raise ContractError(f"{self.path}: has no content_sha256, as an early version left it; make it again")
         return str(self.attributes["content_sha256"])
 
-    def check_truth(self, path: Path, statistics_sha256: str) -> None:
+    def check_truth(self, path: Path, statistics_sha256: str, content: str) -> None:
         """Refuse those that were simulated from another archive; what instruments saw names none.
+
+        Arguments:
+            path, statistics_sha256, content: the archive, its train years, and all of it (`Archive.content`).
 
         Raises:
             ContractError: they were.
         """
-        if self.attributes.get("statistics_sha256", statistics_sha256) != statistics_sha256:
+        now = {"statistics_sha256": statistics_sha256, "archive_sha256": content}
+        if any((self.attributes.get(name) or told) != told for name, told in now.items()):
             raise ContractError(
                 f"{self.path}: was simulated from another archive than {path} is now; "
                 "give that one, or remove the set and simulate it again"
@@ -203,6 +207,7 @@ def write_observations(
             writer.write(seen)
     writer.close()
     root.attrs["content_sha256"] = writer.fingerprint.hexdigest()
+    root.attrs["gridded_sha256"] = writer.fingerprint.hexdigest(Gridded)
     consolidate(folder)
 
 
@@ -223,12 +228,16 @@ class Fingerprint:
             self.hashes.setdefault(name, hashlib.sha256()).update(value)
         if isinstance(seen, Gridded):
             self.operators[seen.name] = seen.operator
+            if seen.weight_HW is not None:  # once, and not with every block
+                weight = np.ascontiguousarray(seen.weight_HW, np.float32)
+                self.hashes[f"{Gridded.__name__} {seen.name} weight"] = hashlib.sha256(weight.tobytes())
 
-    def hexdigest(self) -> str:
-        """The fingerprint of what was added."""
+    def hexdigest(self, kind: type[Observed] | None = None) -> str:
+        """The fingerprint of what was added, or of what of it is of one kind."""
         found = hashlib.sha256()
         for name, part in sorted(self.hashes.items()):
-            found.update(f"{name} {part.hexdigest()}".encode())
+            if kind is None or name.startswith(f"{kind.__name__} "):
+                found.update(f"{name} {part.hexdigest()}".encode())
         for name, operator in sorted(self.operators.items()):
             found.update(f"{name} {operator}".encode())
         return found.hexdigest()
