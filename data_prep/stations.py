@@ -22,12 +22,13 @@ from rich.progress import track
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.limits import StationsConfig
 from data_prep.quality import CODES, as_text, counts, numbered, quality_control, with_errors
+from data_prep.sources.files import find_files, fingerprint
 from data_prep.sources.igra import read_igra
 from data_prep.sources.quantity import SourceError
 from data_prep.sources.reports import Reports, read_table
 from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
-from slams.contracts.envelope import is_finished, write_json, written_aside
+from slams.contracts.envelope import ContractError, is_finished, read_json, write_json, written_aside
 from slams.contracts.observations import Stations, open_observations, write_observations
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
@@ -50,7 +51,7 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
     Raises:
         SourceError: a file that cannot be used, or no file at all.
         ValueError: a variable that the state has not or that has no limits, or of which nothing is left.
-        ContractError: the set stands, made from another configuration or archive.
+        ContractError: the set stands, made from another configuration, archive or files.
     """
     path = Path(config.path)
     archive = open_archive(whole.archive.path) if Path(whole.archive.path).exists() else None
@@ -58,7 +59,8 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
     background = {"statistics": statistics.digest if statistics else "none"}
     made_by = to_dict(config) | {"archive": to_dict(whole.archive)} | background
     if path.exists() and is_finished(path, open_observations(path).attributes["config"], made_by):
-        return
+        return _refuse_other_files(path, config)
+    raw_files = [fingerprint(file) for name, pattern in _patterns(config) for file in _files(name, pattern)]
     spec = _specification(config, whole.archive, archive)
     reports = with_errors(_read(config, spec), config.quality)
     code = quality_control(reports, archive.spec if archive else spec, config.quality, statistics)
@@ -67,8 +69,23 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
     with written_aside(path) as folder:
         attributes = {"config": made_by, "space": "physical", "source": "reports of stations"}
         write_observations(folder, spec, days, _blocks(*_daily(reports, code), spec, days), attributes)
-        write_json(folder / REPORT, {"codes": CODES, "counts": found, "background": background})
+        write_json(folder / REPORT, {"codes": CODES, "counts": found, "background": background, "raw_files": raw_files})
     sys.stdout.write(as_text(found))
+
+
+def _refuse_other_files(path: Path, config: StationsConfig) -> None:
+    """Refuse a set that stands where files have come or changed since it was made. They may be gone.
+
+    Raises:
+        ContractError: naming the first; an earlier version has not written down of which files it made its sets.
+    """
+    before = read_json(path / REPORT, "the report of the quality control").get("raw_files")
+    files = [file for _, pattern in _patterns(config) for file in find_files(pattern)]
+    for found in (fingerprint(file) for file in files if before is not None):
+        if found not in before:
+            raise ContractError(
+                f"{found[0]}: is new or has changed since {path} was made; remove {path} to make it anew"
+            )
 
 
 def _specification(config: StationsConfig, given: ArchiveConfig, archive: Archive | None) -> StateSpec:

@@ -1,6 +1,7 @@
 """Real stations: soundings and tables are read as others read them, planted errors are found, and only those."""
 
 import json
+import os
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -467,6 +468,24 @@ def write_network(folder):
                 where = {"latitude": latitude, "longitude": (longitude + 180) % 360 - 180}
                 text += sounding(FIRST + day, true, hour, station, **where)
         (folder / f"{station}-data.txt").write_text(text)
+
+
+@pytest.mark.parametrize("station", ["XXM00000000", "ASM00094203"])
+def test_a_set_does_not_outlive_the_files_that_it_was_made_of(tmp_path, station):
+    """One more, or one that was corrected; those that are gone are no matter. Earlier versions did not list them."""
+    write_network(tmp_path)
+    run(whole(tmp_path))
+    (tmp_path / "CHM00050527-data.txt").unlink()
+    run(whole(tmp_path))
+    other, report = tmp_path / f"{station}-data.txt", tmp_path / "set" / "quality.json"
+    other.write_text((tmp_path / "ASM00094203-data.txt").read_text())
+    os.utime(other, ns=(0, 0))
+    with pytest.raises(ContractError, match=f"^{other}: is new or has changed since {tmp_path}/set was made; remove"):
+        run(whole(tmp_path))
+    found = json.loads(report.read_text())
+    del found["raw_files"]
+    report.write_text(json.dumps(found))
+    run(whole(tmp_path))
 
 
 def test_the_operator_finds_the_fields_values_at_real_stations(tmp_path):
