@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -77,6 +78,40 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """A dataclass as YAML text, for people."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def meaning(path: str | Path) -> str:
+    """Fingerprint of what a YAML file says; its comments and its layout do not count.
+
+    Raises:
+        ConfigError: not YAML.
+    """
+    try:
+        return _meaning(Path(path).read_bytes())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: {_sentence(error)}") from error
+
+
+@lru_cache
+def _meaning(text: bytes) -> str:
+    return hashlib.sha256(json.dumps(yaml.safe_load(text), default=str).encode()).hexdigest()
+
+
+def selected(path: str | Path, overrides: Sequence[str], key: str) -> str:
+    """One value of a YAML file with override words, whatever its schema; empty where they do not say.
+
+    Raises:
+        ConfigError: see `load`.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path}: no such file")
+    for word in overrides:
+        _check_word(word)
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        return str(OmegaConf.select(merged, key) or "")
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: {_sentence(error)}") from error
 
 
 def digest(config: Any) -> str:

@@ -18,16 +18,17 @@ import yaml
 from chain import ROOT, finish, start
 
 from sample.__main__ import main as sample
+from sample.leave import Leave
 from sample.study.config import KINDS, CurveConfig, FindingConfig, Setting, StudyConfig, SystemConfig
 from sample.study.findings import findings
-from sample.study.plan import Plan, nearest_divisor, planned, preparations
+from sample.study.plan import Plan, analysed, nearest_divisor, planned, preparations
 from sample.study.results import published_scores
 from sample.study.run import _parser, _rerun, _write
 from sample.study.scored import Scored, gathered
 from sample.study.settings import told
-from sample.study.stages import Jobs, Stage, StageError
+from sample.study.stages import Jobs, Stage, StageError, StoppedError, complete
 from sample.sums import OF_MEMBERS, SCORES, Sums
-from slams.config import load
+from slams.config import ConfigError, load
 from slams.contracts.envelope import ContractError
 from slams.spec import TEMPERATURE, Grid, StateSpec
 
@@ -212,6 +213,99 @@ def test_a_changed_file_or_a_removed_result_is_no_done_stage(tmp_path):
     assert not stage.done(tmp_path)
 
 
+def test_a_comment_makes_nothing_run_again(tmp_path):
+    yaml_file = tmp_path / "run.yaml"
+    stage = Stage("case", (("sample", str(yaml_file)),))
+    keys = []
+    for text in ("steps: 4", "# why\nsteps:   4", "steps: 5"):
+        yaml_file.write_text(text)
+        keys.append(stage.key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Makes a module of some text a job of its own, and returns the stage that runs it."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+
+    def made(text, name="job", **about):
+        (tmp_path / f"{name}.py").write_text(text)
+        return Stage(name, ((name, *about.pop("words", ())),), **about)
+
+    return made
+
+
+def test_a_file_that_changes_while_its_stage_runs_makes_it_run_again(job, tmp_path):
+    """The mark is of what the job was given, not of what lies there when it has ended."""
+    given = tmp_path / "run.yaml"
+    given.write_text("steps: 4")
+    stage = job(f"from pathlib import Path; Path({str(given)!r}).write_text('steps: 8')", words=(str(given),))
+    stage.run(tmp_path, 1, Jobs())
+    assert not stage.done(tmp_path)
+    given.write_text("steps: 4")
+    assert stage.done(tmp_path)
+
+
+def test_a_stage_that_leaves_nothing_has_failed(job, tmp_path):
+    stage = job("print('all is well')", leaves=str(tmp_path / "nothing"))
+    with pytest.raises(StageError, match=r"stage job left no .*nothing: all is well"):
+        stage.run(tmp_path, 1, Jobs())
+    assert not stage.done(tmp_path)
+
+
+def test_a_job_is_whole_whatever_array_or_step_the_study_is_in(job, tmp_path, monkeypatch):
+    """By its number in them it would draw its share of the members, and the rest would never be."""
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
+    said = tmp_path / "said"
+    job(f"import os; open({str(said)!r}, 'w').write(' '.join(os.environ))").run(tmp_path, 1, Jobs())
+    names = {name for name in said.read_text().split() if name.startswith("SLURM")}
+    assert names == {"SLURM_JOB_END_TIME"}, "the time there is holds for the job too"
+
+
+def test_a_job_that_left_for_want_of_time_is_no_failure_and_no_other_is_begun(job, tmp_path):
+    stages = [job("raise SystemExit(75)", "short"), job("raise SystemExit(0)", "later")]
+    with pytest.raises(Leave):
+        complete(stages, tmp_path, 1, 1, independent=True)
+    assert not stages[0].done(tmp_path) and not (tmp_path / "logs" / "later.log").exists()
+
+
+def test_who_was_asked_to_stop_begins_nothing_and_minds_no_job_that_has_ended(job, tmp_path):
+    jobs, stage = Jobs(), job("raise SystemExit(0)")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    jobs.running.add(ended.pid)
+    jobs.stop()
+    with pytest.raises(StoppedError):
+        stage.run(tmp_path, 1, jobs)
+    assert not stage.done(tmp_path)
+
+
+def test_a_preparation_whose_result_was_removed_is_no_done_one():
+    """What each job leaves is where its configuration and words say."""
+    found = {stage.label: stage.leaves for stage in preparations(load(StudyConfig, "configs/studies/paper.yaml"))}
+    folder = "runs/studies/paper/TP"
+    expected = {"data_prep archive": "archive.zarr", "data_prep shards": "shards", "data_prep encode": "latents"}
+    for job_name, leaves in expected.items():
+        assert found[f"{job_name}, tiny, TP"] == f"{folder}/{leaves}"
+    assert found["train, paper_score, TP"] == f"{folder}/score/bundle"
+    fair = preparations(load(StudyConfig, "configs/studies/fair.yaml"))
+    assert [stage.leaves for stage in fair] == ["runs/demo/archive.zarr", "runs/studies/fair/background.zarr"]
+
+
+def test_optimal_interpolation_does_not_stand_on_the_score_network(study):
+    plan = planned(load(StudyConfig, study), (16, 32))
+    models = {system: plan.cases["coarse-4", system].files for system in ("slams", "enoi")}
+    assert any("score" in file for file in models["slams"]) and not any("score" in file for file in models["enoi"])
+
+
+def test_the_archive_is_that_of_the_studys_own_words(study):
+    config = load(StudyConfig, study, ["sample=archive=nowhere.zarr"])
+    with pytest.raises(ContractError, match="nowhere"):
+        analysed(config)
+
+
 def test_programs_that_share_a_folder_take_turns(tmp_path):
     """The second waits for the first, and finds the stage done."""
     said = tmp_path / "said"
@@ -246,6 +340,26 @@ def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
         (["reference=var"], "reference: 'var' is not among slams, enoi"),
         (["only_settings=[coarse-6]"], "only_settings: 'coarse-6'"),
         (["curves.coarse.values=[]"], "curves.values: [] is not allowed; at least one"),
+        (["curves.coarse.values=[8,.inf]"], "curves.values: [8.0, inf] is not allowed"),
+        (["curves.coarse.values=[.nan]"], "curves.values: [nan] is not allowed"),
+        (["curves.coarse.factor=-4"], "curves.factor: -4 is not allowed; at least 0"),
+        (["folder=''"], "folder: '' is not allowed"),
+        (["only_settings=[coarse-4,coarse-4]"], "only_settings: ['coarse-4', 'coarse-4'] is not allowed; each once"),
+        (
+            ["findings=[{claim: c, systems: [slams, enoi], settings: [coarse-4], score: spread_skill}]"],
+            "findings.score: 'spread_skill' is not allowed",
+        ),
+        (
+            ["findings=[{claim: c, systems: [slams, enoi], settings: [coarse-4], score: w1}]"],
+            "findings.score: 'w1' is not among crps, rmse, spread_skill",
+        ),
+        (
+            [
+                "curves.again={group: coarsening, values: [4], label: l}",
+                "findings=[{claim: c, systems: [slams, enoi], kind: steadier, group: coarsening}]",
+            ],
+            "findings.group: 'coarsening' has a value twice, [4.0, 4.0, 5.0]",
+        ),
         (["curves.coarse.values=[0.5]"], "curves.values: [0.5] is not allowed; whole numbers, or a factor"),
         (["curves.coarse.values=[4,4]"], "curves.values: [4.0, 4.0] is not allowed; each once"),
         (
@@ -258,7 +372,7 @@ def test_dry_run_tells_stages_and_writes_nothing(study, capsys):
         (["systems.slams.data=moon"], "systems.slams.data: 'moon'"),
         (["systems.enoi.sample=missing.yaml"], "config missing.yaml: no such file"),
         (["scores=[rsme]"], "scores: 'rsme' is not among crps, rmse"),
-        (["scores=[spread_skill]"], "scores: spread_skill stands first"),
+        (["scores=[spread_skill]"], "findings.score: 'spread_skill' is not allowed"),
         (["baselines.climatolgy=slams"], "baselines: 'climatolgy'"),
         (["systems.climatology={label: x, data: planet, sample: y}"], "systems, baselines: 'climatology' is in both"),
         (["only_systems=[enoi]", "only_settings=[coarse-5]"], "only_settings, only_systems: leave no case"),
@@ -534,7 +648,7 @@ def test_studies_of_the_project_are_whole(path):
         assert named == set(config.cases)
 
 
-def test_each_of_the_data_is_prepared_under_its_own_name_and_words():
+def test_each_of_the_data_is_prepared_under_its_own_name_and_words(tmp_path, monkeypatch):
     """Written out by hand for three entries, whose words hold each other's names and an empty word."""
     system = {"label": "x", "sample": "c.yaml archive=runs/{data}.zarr", "data": "TP"}
     words = {"T": "w.yaml a.olr='\"\"' p=runs/{data}.zarr", "TP": "w.yaml p=runs/{data}.zarr"}
@@ -542,6 +656,11 @@ def test_each_of_the_data_is_prepared_under_its_own_name_and_words():
         "runs", "t", "q", words, {"s": CurveConfig("g", [1], "l")}, {"m": SystemConfig(**system)}, "m",
         prepare_data=["data_prep archive {words}", "train t.yaml folder=runs/{data}"], prepare=["train pixel.yaml"],
     )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"config w\.yaml: no such file"):
+        preparations(config)
+    for name in ("w.yaml", "t.yaml", "pixel.yaml"):
+        Path(name).write_text("a: {}")
     stages = preparations(config)
     assert [stage.commands for stage in stages] == [
         (("data_prep", "archive", "w.yaml", 'a.olr=""', "p=runs/T.zarr"),),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,10 +63,12 @@ class CurveConfig:
     fills: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.values or min(self.values) <= 0:
+        if not self.values or not all(0 < value < math.inf for value in self.values):
             raise ValueError(f"curves.values: {self.values} is not allowed; at least one, all above 0")
         if len({*self.values}) < len(self.values):
             raise ValueError(f"curves.values: {self.values} is not allowed; each once")
+        if self.factor < 0:
+            raise ValueError(f"curves.factor: {self.factor} is not allowed; at least 0")
         if not self.factor and any(value != int(value) for value in self.values):
             raise ValueError(f"curves.values: {self.values} is not allowed; whole numbers, or a factor")
 
@@ -111,6 +114,7 @@ class FindingConfig:
         settings: of ``better``.
         group, between: of ``crossover`` and ``steadier``; between two values of the group.
         levels_hpa: means over these; empty = over all.
+        score: that is compared; empty = the study's first.
     """
 
     claim: str
@@ -120,6 +124,7 @@ class FindingConfig:
     group: str = ""
     between: list[float] = field(default_factory=list)
     levels_hpa: list[int] = field(default_factory=list)
+    score: str = ""
 
     def __post_init__(self) -> None:
         if len(self.systems) != 2:
@@ -150,7 +155,7 @@ class StudyConfig:
         fills: what fills ``{...}`` where the setting does not say.
         sample: words that are added to every `python -m sample`.
         baselines: shown beside the systems, e.g. ``climatology``, each from the verification of the system named.
-        scores: shown, the first one in the scorecard and for the findings.
+        scores: shown, the first one in the scorecard and, where they name no other, for the findings.
         score_every_days: of the analysed dates, every so many-th is scored.
         published: table of published scores (setting, system, level_hpa, run, value), or none.
         findings: claims to be held against the scores.
@@ -189,6 +194,7 @@ class StudyConfig:
         for name in (*self.curves, *self.systems, *self.data):
             if not NAME.fullmatch(name.lower()):
                 raise ValueError(f"curves, systems, data: {name!r} is no name; letters, digits, '.', '_' and '-'")
+        self._check_words()
         self._known("reference", [self.reference], self.systems)
         self._known("only_settings", self.only_settings, self.settings)
         self._known("only_systems", self.only_systems, self.systems)
@@ -205,11 +211,27 @@ class StudyConfig:
         self._known("baselines", list(self.baselines), dict.fromkeys(BASELINES))
         if not self.scores or not self.settings:
             raise ValueError("scores, curves: none is not allowed; at least one of each")
-        if self.findings and KINDS[self.scores[0]][2] != "low":
-            raise ValueError(f"scores: {self.scores[0]} stands first, and findings need one whose best value is low")
         self._check_cases()
         for finding in self.findings:
+            self._check_score(finding)
             self._check_curve(finding)
+
+    def score_of(self, finding: FindingConfig) -> str:
+        """By which score a finding is judged."""
+        return finding.score or self.scores[0]
+
+    def _check_score(self, finding: FindingConfig) -> None:
+        score = self.score_of(finding)
+        self._known("findings.score", [score], dict.fromkeys(self.scores))
+        if KINDS[score][2] != "low":
+            raise ValueError(f"findings.score: {score!r} is not allowed; one of `scores` whose best value is low")
+
+    def _check_words(self) -> None:
+        if not self.folder:
+            raise ValueError("folder: '' is not allowed; a folder of this machine")
+        for name in ("only_settings", "only_systems", "scores"):
+            if len({*getattr(self, name)}) < len(getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; each once")
 
     def _check_cases(self) -> None:
         if both := sorted({*self.systems} & {*self.baselines}):
@@ -219,6 +241,8 @@ class StudyConfig:
 
     def _check_curve(self, finding: FindingConfig) -> None:
         values = sorted(s.value for s in self.settings.values() if s.group == finding.group)
+        if finding.kind != "better" and len({*values}) < len(values):
+            raise ValueError(f"findings.group: {finding.group!r} has a value twice, {values}; one curve")
         neighbours = [list(pair) for pair in zip(values, values[1:], strict=False)]
         if finding.kind == "crossover" and finding.between not in neighbours:
             raise ValueError(f"findings.between: {finding.between}; two neighbours of {values} are needed")

@@ -1,6 +1,8 @@
 """Figures of a study: a score along a group of settings, and by level in one setting.
 
-A system has one colour, one marker and one dash everywhere, so that lines are told apart without colour as well.
+A system has one colour, one marker and one dash everywhere, so that lines are told apart without colour as well; after
+as many systems as there are colours, these come again with other markers and dashes. An axis is made for the systems
+that analyse: a baseline far behind them leaves it, and the legend says so.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
 from sample.figures import pressure_axis
-from sample.study.tables import Study, distinct, entry, label, title
+from sample.study.config import BASELINES
+from sample.study.tables import MEAN, Study, distinct, entry, label, title
 from sample.verdicts import BEST
 from slams.page import FIGURE_STYLE, MUTED
 
@@ -33,6 +36,8 @@ STYLES = (
     ("#8c510a", "X", ":"),
     ("#000000", "*", ":"),
 )
+AGAIN = ("<", ">", "p", "h", "d", "8", "H", "1")  # markers of the second round
+ROOM = 1.6  # of the largest value of those that analyse
 PUBLISHED_SHIFT = 6  # points to the right of ours
 LOG_FROM = 4.0  # values that span more than this factor stand on a logarithmic axis
 
@@ -66,18 +71,19 @@ def curves(study: Study, group: str, score: str) -> Figure | None:
     with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT))
         axes = figure.subplots()
+        room = _room(study, score, [setting["name"] for setting in asked], [MEAN])
         for system in study["systems"]:
-            _curve(axes, study, settings, system, score)
+            _curve(axes, study, settings, system, score, room)
         for system in study["systems"]:
             _published(axes, study, asked, system, score)
         _value_axis(axes, [setting["at"] for setting in settings], _along(group, asked))
-        _score_axis(axes.axhline, axes.set_ylim, study, score)
+        _score_axis(axes.axhline, axes.set_ylim, study, score, room)
         axes.set_title(title(study, score))
         _finished(figure, axes)
     return figure
 
 
-def _curve(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str, score: str) -> None:
+def _curve(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str, score: str, room: float) -> None:
     found = [(s["at"], entry(study, "results", s["name"], system, score)) for s in settings]
     known = [(x, each) for x, each in found if each is not None]
     if not known:
@@ -85,9 +91,8 @@ def _curve(axes: Axes, study: Study, settings: list[dict[str, Any]], system: str
     colour, marker, dashes = _style(study, system)
     # a gap stays a gap: no line across a setting that is missing
     values = [math.nan if each is None else each["value"] for _, each in found]
-    axes.plot(
-        [x for x, _ in found], values, dashes, color=colour, marker=marker, ms=4.5, lw=1.5, label=label(study, system)
-    )
+    name = _named(study, system, [each["value"] for _, each in known], room)
+    axes.plot([x for x, _ in found], values, dashes, color=colour, marker=marker, ms=4.5, lw=1.5, label=name)
     for x, each in known:
         if each.get("interval"):
             axes.plot([x, x], each["interval"], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
@@ -116,23 +121,25 @@ def profiles(study: Study, setting: str) -> Figure | None:
     with rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(WIDTH, 1.15 * HEIGHT))
         axes = figure.subplots()
-        if not any([_profile(axes, study, setting, system, score) for system in study["systems"]]):
+        room = _room(study, score, [setting], [str(level) for level in study["levels_hpa"]])
+        if not any([_profile(axes, study, setting, system, score, room) for system in study["systems"]]):
             return None
         pressure_axis(axes, study["levels_hpa"])
-        _score_axis(axes.axvline, axes.set_xlim, study, score)
+        _score_axis(axes.axvline, axes.set_xlim, study, score, room)
         axes.set(title=name, xlabel=title(study, score))
         _finished(figure, axes)
     return figure
 
 
-def _profile(axes: Axes, study: Study, setting: str, system: str, score: str) -> bool:
+def _profile(axes: Axes, study: Study, setting: str, system: str, score: str, room: float) -> bool:
     found = [(level, entry(study, "results", setting, system, score, str(level))) for level in study["levels_hpa"]]
     known = [(level, each) for level, each in found if each is not None]
     if not known:
         return False
     colour, marker, dashes = _style(study, system)
     levels, values = [level for level, _ in known], [each["value"] for _, each in known]
-    axes.plot(values, levels, dashes, color=colour, marker=marker, ms=3.5, lw=1.5, label=label(study, system))
+    name = _named(study, system, values, room)
+    axes.plot(values, levels, dashes, color=colour, marker=marker, ms=3.5, lw=1.5, label=name)
     if all(each.get("interval") for _, each in known):
         low, high = zip(*(each["interval"] for _, each in known), strict=True)
         axes.fill_betweenx(levels, low, high, color=colour, alpha=0.18, lw=0)
@@ -143,8 +150,23 @@ def _style(study: Study, system: str) -> tuple[str, str, str]:
     """Colour, marker and dash; the reference is grey."""
     if system == study["reference"]:
         return REFERENCE, "o", "--"
-    others = [name for name in study["systems"] if name != study["reference"]]
-    return STYLES[others.index(system) % len(STYLES)]
+    number = [name for name in study["systems"] if name != study["reference"]].index(system)
+    colour, marker, dashes = STYLES[number % len(STYLES)]
+    return (colour, marker, dashes) if number < len(STYLES) else (colour, AGAIN[number % len(AGAIN)], "-.")
+
+
+def _room(study: Study, score: str, settings: list[str], levels: list[str]) -> float:
+    """Where an axis from 0 ends; infinity where no system that analyses has a value."""
+    systems = [name for name in study["systems"] if name not in BASELINES]
+    places = [(s, name, score, at) for s in settings for name in systems for at in levels]
+    found = [entry(study, part, *place) for part in ("results", "published") for place in places]
+    largest = max((each["value"] for each in found if each), default=math.inf)
+    return ROOM * largest if study["scores"][score].get("better") in ("low", "one") else math.inf
+
+
+def _named(study: Study, system: str, values: list[float], room: float) -> str:
+    """For the legend."""
+    return label(study, system) + (", off the scale" if min(values) > room else "")
 
 
 def _along(group: str, settings: list[dict[str, Any]]) -> str:
@@ -167,13 +189,15 @@ def _value_axis(axes: Axes, values: list[float], name: str) -> None:
     axes.margins(x=0.08)
 
 
-def _score_axis(line: Any, limits: Any, study: Study, score: str) -> None:
-    """From 0 where 0 is best or the least there is; the best value as a line."""
+def _score_axis(line: Any, limits: Any, study: Study, score: str, room: float) -> None:
+    """From 0 where 0 is best or the least there is, with room for those that analyse; the best value as a line."""
     best = study["scores"][score].get("better")
     if best in BEST:
         line(BEST[best], color=MUTED, lw=0.8, zorder=1)
     if best in ("low", "one"):
         limits(0, None)
+        if limits()[1] > room:
+            limits(0, room)
 
 
 def _finished(figure: Figure, axes: Axes) -> None:

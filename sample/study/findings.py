@@ -48,7 +48,7 @@ def _curve(finding: FindingConfig, config: StudyConfig, factors: dict[str, int])
 
 def _gap(finding: FindingConfig, config: StudyConfig, scored: Scored, setting: str) -> Estimate | None:
     """First system minus second, mean over the finding's levels, as the only channel; none if one is missing."""
-    one, other = (scored.estimate(setting, system, config.scores[0]) for system in finding.systems)
+    one, other = (scored.estimate(setting, system, config.score_of(finding)) for system in finding.systems)
     if one is None or other is None:
         return None
     return _over_levels(finding, scored, one.minus(other))
@@ -78,7 +78,7 @@ def _better(
     """It holds if each difference is below 0 beyond doubt, and does not if one is above 0 beyond doubt."""
     gaps = {setting: _gap(finding, config, scored, setting) for setting in finding.settings}
     told = "; ".join(f"{setting} {'not run' if gap is None else _told(gap)}" for setting, gap in gaps.items())
-    evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
+    evidence = f"{config.score_of(finding)}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
     if any(gap is not None and gap.significant(ONLY) and gap.value[ONLY] > 0 for gap in gaps.values()):
         return False, evidence
     sure = all(gap is not None and gap.significant(ONLY) and gap.value[ONLY] < 0 for gap in gaps.values())
@@ -91,7 +91,7 @@ def _crossover(
     """It holds if the first is better beyond doubt up to the lower value and the second from the upper one on."""
     gaps = {at: _gap(finding, config, scored, name) for at, name in _curve(finding, config, factors).items()}
     told = "; ".join(f"{value:g}: {'not run' if gap is None else _told(gap)}" for value, gap in gaps.items())
-    evidence = f"{config.scores[0]}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
+    evidence = f"{config.score_of(finding)}, {finding.systems[0]} minus {finding.systems[1]}: {told}"
     signs = []
     for value, gap in gaps.items():
         sure = gap is not None and gap.significant(ONLY)
@@ -108,7 +108,7 @@ def _steadier(
     """It holds if the first system's growth is below the second's beyond doubt, and does not if it is above."""
     (first, start), *_, (last, end) = _curve(finding, config, factors).items()
     growths = [_growth(finding, config, scored, system, start, end) for system in finding.systems]
-    of = f"{config.scores[0]} at {last:g} over that at {first:g}"
+    of = f"{config.score_of(finding)} at {last:g} over that at {first:g}"
     if growths[0] is None or growths[1] is None:
         return None, f"{of}: not run"
     gap = growths[0].minus(growths[1])
@@ -120,7 +120,7 @@ def _growth(
     finding: FindingConfig, config: StudyConfig, scored: Scored, system: str, start: str, end: str
 ) -> Estimate | None:
     """The score in one setting over that in another, on the same dates; none if one is missing."""
-    found = [scored.estimate(setting, system, config.scores[0]) for setting in (start, end)]
+    found = [scored.estimate(setting, system, config.score_of(finding)) for setting in (start, end)]
     first, last = (None if each is None else _over_levels(finding, scored, each) for each in found)
     if first is None or last is None:
         return None

@@ -10,12 +10,15 @@ from pathlib import Path
 from sample.config import SampleConfig
 from sample.study.config import StudyConfig
 from sample.study.stages import Stage
-from slams.config import load
+from slams.config import load, selected
 from slams.contracts.archive import open_archive
 from slams.contracts.envelope import ContractError
 from slams.spec import StateSpec
 
 OBSERVATIONS, CASES = "observations", "cases"
+# where a job's configuration says what it leaves
+LEFT_AT = {f"data_prep {stage}": f"{stage}.path" for stage in ("archive", "shards", "encode", "background", "observe")}
+LEFT_AT |= {"train": "bundle"}
 
 
 def preparations(config: StudyConfig) -> list[Stage]:
@@ -37,7 +40,10 @@ def preparations(config: StudyConfig) -> list[Stage]:
         if len(words) <= len(job) or not job:
             raise ValueError(f"prepare_data, prepare: {command!r} is not allowed; a job and its configuration")
         label = f"{' '.join(job)}, {Path(words[len(job)]).stem}{of}"
-        found.append(Stage(f"prepare-{number:02d}-{'-'.join(job)}", (words,), tuple(found[-1:]), label=label))
+        where = LEFT_AT.get(" ".join(job))
+        leaves = selected(words[len(job)], words[len(job) + 1 :], where) if where else ""
+        name = f"prepare-{number:02d}-{'-'.join(job)}"
+        found.append(Stage(name, (words,), tuple(found[-1:]), leaves=leaves, label=label))
     return found
 
 
@@ -140,7 +146,8 @@ def _observing(
 def _stood_on(words: Sequence[str]) -> tuple[str, ...]:
     """Files that tell which models and archive a run is made of."""
     run = load(SampleConfig, words[0], words[1:])
-    bundles = [f"{bundle}/model.json" for bundle in (run.score, run.autoencoder) if bundle]
+    models = (run.score if run.method == "score" else "", run.autoencoder)
+    bundles = [f"{bundle}/model.json" for bundle in models if bundle]
     return (*bundles, *(f"{archive}/zarr.json" for archive in (run.archive, run.background) if archive))
 
 
@@ -166,7 +173,7 @@ def analysed(config: StudyConfig) -> StateSpec:
     how = config.systems[config.reference]
     any_setting = next(iter(config.settings))  # no setting has a say in the archive
     fills = _fills(config, any_setting, 1) | {"validation": "x", "data": how.data}
-    path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", how.sample, fills))
+    path, *words = shlex.split(_filled(f"systems.{config.reference}.sample", f"{how.sample} {config.sample}", fills))
     archive = open_archive(load(SampleConfig, path, [*words, "folder=x", "observations=x"]).archive)
     levels = next(modality.level_hpa for modality in archive.spec.modalities if modality.role == "state")
     for finding in config.findings:

@@ -16,6 +16,7 @@ from sample.study.words import (
     NOT_THERE,
     PREPARATION_WORDS,
     PUBLISHED_WORDS,
+    by_chance,
     meanings,
     notes,
     score_words,
@@ -26,7 +27,6 @@ from slams.contracts.envelope import write_json, write_text
 from slams.page import cards, difference, document, figure, legend, slug, table
 
 PAGE, CSV, JSON, FIGURES = "report.html", "results.csv", "results.json", "figures"
-BY_CHANCE = 0.05  # of differences that are none, what 95 % intervals take for one
 BADGES = {True: ("better", "✓ holds"), False: ("worse", "✗ does not hold"), None: ("other", "? cannot be told")}
 
 
@@ -134,15 +134,14 @@ def _legend(study: Study, found: Table) -> str:
 
 def _scorecard(study: Study) -> str:
     found = tables.scorecard(study)
-    n = sum(cell.verdict is not None for _, cells in found.rows for cell in cells)
-    if not n:
+    chance = by_chance(found)
+    if not chance:
         return ""
     directed = study["scores"][study["first_score"]].get("better") not in BEST
     unit = "in per cent of its score" if directed else "in units of the score"
     words = (
         f"Difference to {label(study, study['reference'])} on the same dates, {unit}, by level. Coloured and marked "
-        f"where the 95 % interval of the difference excludes 0. If there were none at all, about "
-        f"{max(1, round(BY_CHANCE * n))} of the {n} cells would be marked by chance."
+        f"where the 95 % interval of the difference excludes 0. {chance}"
     )
     return f"{_legend(study, found)}{_table(found)}{_muted(words)}"
 
@@ -152,7 +151,8 @@ def _score(study: Study, score: str) -> str:
     parts = [f"<h3>{html.escape(title(study, score))}</h3>", _table(found), _muted(score_words(study, score))]
     if any(cell.verdict for _, cells in gaps.rows for cell in cells):
         head = f"Differences to {html.escape(label(study, study['reference']))}"
-        parts.append(f"<details><summary>{head}</summary>{_legend(study, gaps)}{_table(gaps)}</details>")
+        told = f"{_legend(study, gaps)}{_table(gaps)}{_muted(by_chance(gaps))}"
+        parts.append(f"<details><summary>{head}</summary>{told}</details>")
     return "\n".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,19 @@ def published_scores(path: str, levels_hpa: Sequence[int]) -> dict[str, Any]:
         runs: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
         for row in rows:
             key = row["setting"], row["system"], row["score"]
-            runs.setdefault(key, {}).setdefault(row["run"], {})[row["level_hpa"]] = float(row["value"])
+            runs.setdefault(key, {}).setdefault(row["run"], {})[row["level_hpa"]] = _finite(row["value"])
         found: dict[str, Any] = {}
         for (setting, system, score), by_run in runs.items():
             found.setdefault(setting, {}).setdefault(system, {})[score] = _ranged(by_run, levels_hpa)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ContractError(f"{path}: no table of setting, system, score, level_hpa, run, value ({error})") from None
     return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"value {text!r}, a finite number is needed")
+    return value
 
 
 def _ranged(by_run: dict[str, dict[str, float]], levels_hpa: Sequence[int]) -> dict[str, Any]:

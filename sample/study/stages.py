@@ -18,23 +18,32 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from sample.leave import AGAIN, Leave, leaving_on_signals
+from slams.config import meaning
 from slams.contracts.envelope import read_json, write_json
 
 MARKS, LOGS = "marks", "logs"
+# what tells a process which of many it is: a job of a study is whole
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER += ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID")
+ARRAY = "SLURM_ARRAY_"
 
 
 class StageError(RuntimeError):
     """A stage that failed; names its log."""
+
+
+class StoppedError(RuntimeError):
+    """A stage that was not begun, or whose job left to be started again: there is no time left."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +87,36 @@ class Stage:
         """Run it, unless another program has meanwhile; its words go to its log.
 
         Raises:
-            StageError: a command failed; says its last words.
+            StageError: a command failed, and says its last words, or left nothing.
+            StoppedError: it was not begun, or left before its end to be started again.
         """
         log = folder / LOGS / f"{self.file}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        key = self.key  # of the files as they are now: what changes while it runs it may not have read
         for command in self.commands:
             began = time.perf_counter()
             status, processor = jobs.run(command, log, threads)
-            self._spent(folder, time.perf_counter() - began, processor)
+            self._spent(folder, key, time.perf_counter() - began, processor)
+            if status == AGAIN:
+                raise StoppedError
             if status:
-                raise StageError(_words(self.name, log, status))
-        write_json(self.mark(folder), self._marked(folder) | {"key": self.key})
+                raise StageError(_words(self.name, log, f"ended with status {status}"))
+        if self.leaves and not Path(self.leaves).exists():
+            raise StageError(_words(self.name, log, f"left no {self.leaves}"))
+        write_json(self.mark(folder), self._marked(folder, key) | {"key": key})
 
-    def _spent(self, folder: Path, seconds: float, processor: float) -> None:
+    def _spent(self, folder: Path, key: str, seconds: float, processor: float) -> None:
         """Add to what it has cost: an interrupted one goes on where it was, and its earlier runs count."""
-        mark = self._marked(folder)
+        mark = self._marked(folder, key)
         sums = {"seconds": mark["seconds"] + seconds, "processor_seconds": mark["processor_seconds"] + processor}
         self.mark(folder).parent.mkdir(exist_ok=True)
-        begun = {"key": "", "begun": self.key}
+        begun = {"key": "", "begun": key}
         write_json(self.mark(folder), mark | begun | {name: round(value, 3) for name, value in sums.items()})
 
-    def _marked(self, folder: Path) -> dict[str, Any]:
+    def _marked(self, folder: Path, key: str) -> dict[str, Any]:
         """Its mark; a new one if what left the one that is there was other commands, or made from something else."""
         there = read_json(self.mark(folder), "the mark of a stage") if self.mark(folder).is_file() else {}
-        if there.get("begun") == self.key:
+        if there.get("begun") == key:
             return there
         commands = [shlex.join(command) for command in self.commands]
         return {"commands": commands, "seconds": 0.0, "processor_seconds": 0.0}
@@ -113,6 +128,8 @@ class Stage:
 
 def _content(file: str) -> str:
     path = Path(file)
+    if path.is_file() and path.suffix == ".yaml":
+        return meaning(path)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
@@ -122,26 +139,36 @@ class Jobs:
     def __init__(self) -> None:
         self.running: set[int] = set()
         self.stopped = False
+        self._starting = Lock()  # none starts between the word to stop and the signals
 
     def run(self, command: Sequence[str], log: Path, threads: int) -> tuple[int, float]:
-        """Exit status and processor seconds of a job."""
-        kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+        """Exit status and processor seconds of a job.
+
+        Raises:
+            StoppedError: none is begun any more.
+        """
+        kept = {k: value for k, value in os.environ.items() if k not in LAUNCHER and not k.startswith(ARRAY)}
         environment = kept | {"OMP_NUM_THREADS": str(threads)}
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
-            self.running.add(process.pid)
+            with self._starting:
+                if self.stopped:
+                    raise StoppedError
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
+                )
+                self.running.add(process.pid)
             _, status, used = os.wait4(process.pid, 0)
         self.running.discard(process.pid)
         process.returncode = os.waitstatus_to_exitcode(status)
         return process.returncode, used.ru_utime + used.ru_stime
 
     def stop(self) -> None:
-        """Ask them to leave; they save what they have."""
-        self.stopped = True
+        """Begin none any more, and ask those under way to leave; they save what they have."""
+        with self._starting:
+            self.stopped = True
         for pid in tuple(self.running):
-            os.kill(pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # a scheduler may have asked it before
+                os.kill(pid, signal.SIGTERM)
 
 
 @contextmanager
@@ -153,10 +180,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _words(name: str, log: Path, status: int) -> str:
+def _words(name: str, log: Path, how: str) -> str:
     last = (log.read_text(errors="replace").strip().splitlines() or ["nothing was said"])[-1]
-    left = "was interrupted" if status in (AGAIN, -2, 130) else f"ended with status {status}"
-    return f"study: stage {name} {left}: {last} ({log})"
+    return f"study: stage {name} {how}: {last} ({log})"
 
 
 def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int, independent: bool = False) -> None:
@@ -167,7 +193,8 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
 
     Raises:
         StageError: one failed.
-        Leave: a signal asked to; the jobs were asked too.
+        Leave: a signal asked to, and the jobs were asked too, or one of them has left for want of time: no other is
+            begun, and those under way were waited for.
     """
     todo: Sequence[Stage] = [stage for stage in stages if not stage.done(folder)]
     failed: list[StageError] = []
@@ -188,6 +215,9 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
             except StageError as error:
                 failed.append(error)
                 told = "failed"
+            except StoppedError:
+                jobs.stopped = True
+                told = "is to go on"
             bar.advance(task)
             console.print(f"study {folder.name}: {stage.name} {told}", highlight=False)
 
@@ -197,5 +227,7 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
         except Leave:
             jobs.stop()
             raise
+    if jobs.stopped:
+        raise Leave
     if failed:
         raise failed[0]

@@ -95,11 +95,6 @@ def distinct(study: Study) -> list[dict[str, Any]]:
     return [setting for setting in study["settings"] if not setting["same_as"]]
 
 
-def replaced(setting: dict[str, Any]) -> bool:
-    """Whether another factor stands in the place of the one asked for."""
-    return bool(setting["factor"] != setting["asked"])
-
-
 # ---- tables
 
 
@@ -146,9 +141,9 @@ def published(study: Study, score: str) -> Table:
             theirs = entry(study, "published", setting["name"], system, score)
             if theirs is not None:
                 own = entry(study, "results", setting["name"], system, score)
-                cells = [_measured(own, digits), _ranged(theirs, digits), Cell(_where(setting, own, theirs))]
+                cells = [_measured(own, digits), _ranged(theirs, digits)]
                 rows.append((f"{setting['label']}, {label(study, system)}", cells))
-    return Table(["this study", "published", "this study lies"], rows)
+    return Table(["this study", "published"], rows)
 
 
 def findings(study: Study) -> Table:
@@ -254,17 +249,6 @@ def _relative(study: Study, setting: str, system: str, score: str, level: str) -
 def _ranged(theirs: dict[str, Any], digits: int) -> Cell:
     pair = (theirs["lowest"], theirs["highest"]) if "lowest" in theirs else None
     return Cell(f"{theirs['value']:.{digits}f}", between(pair, digits) or "one run")
-
-
-def _where(setting: dict[str, Any], own: dict[str, Any] | None, theirs: dict[str, Any]) -> str:
-    """Beside a range of runs of the same factor; nothing is said without one."""
-    if own is None or "lowest" not in theirs:
-        return MISSING
-    if replaced(setting):
-        return "at another factor"
-    if own["value"] < theirs["lowest"]:
-        return "below its range"
-    return "above its range" if own["value"] > theirs["highest"] else "in its range"
 
 
 def _spent(seconds: float | None, page: str) -> Cell:

@@ -14,9 +14,11 @@ COST_WORDS = "Processor time of each case, all its runs together: drawing all me
 PREPARATION_WORDS = "Before all cases, once. What was there already, as after a demo, costs what looking at it does."
 SCORE_WORDS = "Mean over the levels with its 95 % interval; bold is the best number of a row, be it sure or not."
 PUBLISHED_WORDS = (
-    "With ours the 95 % interval over dates; with theirs the lowest and highest of the published runs. Where one run "
-    "was published, or another factor stands in its place, nothing is said of where ours lies."
+    "With ours the 95 % interval over dates; with theirs the lowest and highest of the published runs. A factor counts "
+    "cells, and on another grid it is another distance: numbers beside one another are not of the same observations."
 )
+SINGLE_WORDS = "Of a single field, as a baseline is, CRPS is the mean absolute error, which no spread makes smaller."
+BY_CHANCE = 0.05  # of differences that are none, what 95 % intervals take for one
 NOT_THERE = f"{tables.MISSING} not run, or nothing that this system can do"
 
 
@@ -57,7 +59,13 @@ def meanings(study: Study, found: Table) -> dict[str, str]:
 def score_words(study: Study, score: str) -> str:
     words = {"low": "Low is good.", "one": "1 is best.", "zero": "0 is best."}
     kind = words.get(study["scores"][score].get("better", ""), "No value is best by itself.")
-    return f"{kind} {SCORE_WORDS}"
+    return " ".join([kind, SCORE_WORDS, *([SINGLE_WORDS] if score == "crps" else [])])
+
+
+def by_chance(found: Table) -> str:
+    """How many differences would be marked if there were none; nothing where a table has no differences."""
+    n = sum(cell.verdict is not None for _, cells in found.rows for cell in cells)
+    return f"If there were none, about {max(1, round(BY_CHANCE * n))} of {n} would be marked by chance." if n else ""
 
 
 def marked(cell: Cell) -> str:
@@ -76,7 +84,8 @@ def markdown(study: Study) -> str:
         gaps = tables.differences(study, score)
         marks = "; ".join(f"{MARKS[kind]} {words}" for kind, words in meanings(study, gaps).items())
         if marks:
-            parts += [f"Minus {label(study, study['reference'])}, same dates: {marks}.", _lines(gaps)]
+            words = f"Minus {label(study, study['reference'])}, same dates: {marks}. {by_chance(gaps)}"
+            parts += [words, _lines(gaps)]
     parts += ["\n".join(f"* {words}" for words in notes(study)), *_beside_published(study)]
     parts += ["### Cost", COST_WORDS, _lines(tables.cost(study)), f"{NOT_THERE}."]
     if study["preparation"]:
