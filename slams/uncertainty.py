@@ -2,7 +2,8 @@
 
 A score of a period is v(sum_d s_d, sum_d w_d) with the sums s_d and weights w_d of each date d (`slams.metrics`). A
 resample draws as many blocks of dates as there are, with replacement, and its score is v(sum_d n_d s_d, sum_d n_d w_d),
-n_d how often the date was drawn. The interval holds the middle 95 % of the resamples' scores, widened for few blocks.
+n_d how often the date was drawn. The interval holds the middle 95 % of the resamples' scores, centred on the score and
+widened for few blocks: a score that is not linear in its sums, as W1, lies on one side of its own resamples.
 The same n_d for two systems on the same dates make their difference paired: what both find hard falls out.
 
 References: Kuensch 1989, the block bootstrap; Efron & Tibshirani 1993, section 13.3, the percentile interval;
@@ -59,10 +60,10 @@ def widening(n_blocks: int) -> float:
 
 
 def interval(value: float, drawn_R: np.ndarray, n_blocks: int) -> tuple[float, float]:
-    """Low and high end for a score of at least two blocks: the middle `LEVEL` of its resamples, widened about it."""
-    wider = widening(n_blocks)
+    """Low and high end for a score of at least two blocks: the middle `LEVEL` of its resamples, centred and widened."""
+    wider, centre = widening(n_blocks), drawn_R.mean()
     low, high = np.quantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(value + wider * (low - value)), float(value + wider * (high - value))
+    return float(value + wider * (low - centre)), float(value + wider * (high - centre))
 
 
 @dataclass(frozen=True)

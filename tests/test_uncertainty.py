@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from slams.metrics import EnsembleRMSE, SpreadSkill
+from slams.metrics import EnsembleRMSE, SpreadSkill, Wasserstein
 from slams.uncertainty import Bootstrap, date_blocks, resampled_dates, widening
 
 APART = np.datetime64("2001-01-01") + 10 * np.arange(200)  # every date a block of its own
@@ -77,6 +78,22 @@ def test_a_resample_is_the_score_of_the_dates_drawn():
             s, w = (np.concatenate([[x[d]] * n for d, n in enumerate(count) if n]).sum(axis=0) for x in (total, weight))
             expected = np.sqrt(s[0] / (w if kind is EnsembleRMSE else s[1]))
             np.testing.assert_allclose(drawn, [*expected, expected.mean()], rtol=1e-12)
+
+
+def test_the_interval_of_a_distance_has_the_distance_in_its_middle():
+    """W1 is convex in what is pooled, so that resamples of few dates lie above it, of like distributions far above."""
+    rng, days = np.random.default_rng(9), APART[:24]
+    kind, inside, sides, above = Wasserstein(np.zeros(1), np.ones(1), (4, 8)), 0, [], []
+    for seed in range(40):
+        truth, x = rng.normal(0, 1, (2, 24, 1, 4, 8))
+        sums = [kind.sums(torch.from_numpy(a)[None], torch.from_numpy(b)) for a, b in zip(x, truth, strict=True)]
+        total, weight = (np.stack([part.numpy() for part in parts]) for parts in zip(*sums, strict=True))
+        found = Bootstrap(days, 200, np.random.default_rng(seed)).estimate(kind.value, total, weight)
+        (low, high), value = found.interval(0), found.value[0]
+        inside += low < value < high
+        sides.append(((low + high) / 2 - value) / (high - low))
+        above.append((found.drawn[:, 0].mean() - value) / (high - low))
+    assert inside == 40 and abs(np.mean(sides)) < 0.15 < 0.2 < np.mean(above)
 
 
 def test_a_difference_is_paired():

@@ -19,7 +19,7 @@ class Wasserstein(AreaMean):
     whatever their area, so that the poles weigh too much. It misleads: place and day are forgotten, so that a state
     of another year scores perfectly, and a bias that alternates is not seen; it is the published score of this method
     and kept for comparison. With few values it is biased upwards, by about the spread over sqrt(number of independent
-    values); resamples of the dates hold fewer of them, so that the interval of a score near 0 lies above it.
+    values); resamples of the dates hold fewer of them and lie above it, and its interval is centred for that reason.
     Reference: Qu et al. 2024 (their code: `scipy.stats.wasserstein_distance` of the flattened fields).
 
     The distance is the area between the two cumulative distributions F, integral |F_x - F_y|. Of each of the `CELLS`
