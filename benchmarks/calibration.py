@@ -30,12 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.twin import HALF_WINDOW, Members, Score, Twin
 from data_prep.config import ObservedConfig
 from slams import baselines
-from slams.contracts.observations import Gridded
 from slams.enoi import Choice
 from slams.enoi_archive import analysis as enoi_analysis
 from slams.enoi_archive import tune
 from slams.enoi_observations import Listed, from_observations, superobservations
-from slams.interpolate import binned
 
 HERE = Path(__file__).resolve().with_suffix("")
 FULL = {name: ObservedConfig("identity") for name in ("precipitation", "olr")}
@@ -101,10 +99,9 @@ def interpolated(twin: Twin, name: str) -> Members:
 
     def draw(day: np.datetime64) -> np.ndarray:
         seen = twin.observed(SYSTEMS[name], day)[0]
-        gridded = seen if isinstance(seen, Gridded) else binned(seen, spec)
         known = twin.climatology.climatology(twin.window(day))
         x_LCHW = known.copy()
-        x_LCHW[:, part] = baselines.anomaly_interpolation(gridded, spec.grid, known[:, part])
+        x_LCHW[:, part] = baselines.anomaly_interpolation(seen, spec, known[:, part])
         return x_LCHW[HALF_WINDOW][None]
 
     return draw

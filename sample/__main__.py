@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{parser.prog}: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted; the same command goes on from here\n")
+        then = "begins anew" if task == VERIFY else "goes on from here"
+        sys.stderr.write(f"{parser.prog}: interrupted; the same command {then}\n")
         return 130
     return 0
 

@@ -34,7 +34,7 @@ from slams.model import open_autoencoder, open_score
 from slams.rng import normal
 from slams.samplers import DivergenceError, Noise, sample
 from slams.sde import CosineSDE
-from slams.spec import StateSpec
+from slams.spec import StateSpec, not_negative
 from slams.statistics import Statistics, day_features
 from slams.windows import saved_bytes, windowed
 
@@ -212,10 +212,8 @@ class Assimilator:
 
     def _admissible(self, x_MLCHW: np.ndarray) -> np.ndarray:
         """Rain not below none, which a linear decoder may give, and nothing where a channel is never observed."""
-        if "precipitation" in self.spec.names:
-            rain = x_MLCHW[:, :, self.spec.channels("precipitation")]
-            np.maximum(rain, 0, out=rain)
-        return np.where(self.statistics.observed[: self.spec.n_channels], x_MLCHW, np.nan)
+        observed = self.statistics.observed[: self.spec.n_channels]
+        return np.where(observed, not_negative(x_MLCHW, self.spec), np.nan)
 
     def _noise(self, days: np.ndarray, members: np.ndarray, attempts: np.ndarray) -> Noise:
         """Noise keyed by (seed, member, valid day, step): a frame's is its own, whoever draws it, in any segment; that

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,14 @@ class FirstGuess:
                 raise ContractError(f"{self.path}: {name} has not the model's levels, units or grid")
         if not set(given.names) & set(spec.names):
             raise ContractError(f"{self.path}: holds {', '.join(given.names)}, none of {', '.join(spec.names)}")
+
+    @property
+    def checksum(self) -> str:
+        """Fingerprint of its states: of an analysis its ledger's, of an archive what it was made of and how."""
+        if isinstance(self.source, Analysis):
+            return self.source.fingerprint(np.arange(len(self.source.time)))
+        told = [self.source.content, *(self.source.attributes.get(name) for name in ("archive_sha256", "config"))]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def read(self, day: np.datetime64) -> np.ndarray:
         """The state of a day.

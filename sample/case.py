@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,14 @@ from slams.contracts.analysis import Analysis, drawn, open_analysis
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.bundle import Bundle, open_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Observations, Observed, open_observations
+from slams.contracts.observations import Observations, Observed, open_observations
 from slams.contracts.storage import place, reading
-from slams.interpolate import binned
 from slams.model import open_autoencoder
-from slams.spec import Grid, Modality, StateSpec
+from slams.spec import Modality, StateSpec, not_negative
 from slams.statistics import Statistics
 
 Reconstruction = tuple[Bundle, Autoencoder | PaperAutoencoder]
-Interpolation = Callable[[Gridded, Grid, np.ndarray], np.ndarray]
+Interpolation = Callable[[Observed, StateSpec, np.ndarray], np.ndarray]
 SEASONS = np.array(["2001-01-15", "2001-04-15", "2001-07-15", "2001-10-15"], "datetime64[D]")
 
 
@@ -67,17 +67,17 @@ class Case:
 
     def is_join(self, where: int) -> bool:
         """Whether a date of the analysis is the first of a segment that was drawn apart from the date before."""
-        days = self.analysis.unit[1]
-        return days > 1 and where > 0 and where % days == 0
+        return "unit" in self.analysis.attributes and where > 0 and where % self.analysis.unit[1] == 0
 
     def truth(self, where: int) -> np.ndarray:
-        """x_CHW of a date.
+        """x_CHW of a date; NaN where, by its train years, an archive does not count as observed: no analysis is there.
 
         Raises:
             ContractError: a level of the state is missing altogether.
         """
         day = self.time[where : where + 1]
         x_CHW: np.ndarray = _select(self.archive.read(self.archive.index_of(day)), self.archive.spec, self.spec)[0]
+        x_CHW = np.where(self._observed, x_CHW, np.nan)
         if np.isnan(x_CHW[self.spec.channels(self.state.name)]).all(axis=(1, 2)).any():
             raise ContractError(f"{self.archive.path}: has no {self.state.name} on {day[0]} to verify against")
         return x_CHW
@@ -88,10 +88,9 @@ class Case:
         for name, product in self.products.items():
             yield name, product.read(where)
         known = self._known(day)
-        if seen := self.observed(day):
-            on_grid = {name: self._on_grid(parts[0]) for name, parts in seen.items()}
-            yield "anomaly_interpolation", self._each(known, on_grid, baselines.anomaly_interpolation)
-            yield "interpolation", self._each(known, on_grid, baselines.interpolation)
+        if seen := {name: parts[0] for name, parts in self.observed(day).items()}:
+            yield "anomaly_interpolation", self._each(known, seen, baselines.anomaly_interpolation)
+            yield "interpolation", self._each(known, seen, baselines.interpolation)
         if self.first_guess is not None:
             yield "persistence", baselines.persistence(self.first_guess.read(self.before[day[0]]), 1)
         yield "climatology", known
@@ -101,6 +100,12 @@ class Case:
         """What was known of a date before it was observed, x_CHW: the background, or the climatology."""
         day = self.time[where : where + 1]
         return self._known(day)[0] if self.first_guess is None else self.first_guess.read(self.before[day[0]])
+
+    @cached_property
+    def _observed(self) -> np.ndarray:
+        """Of each of the products' cells, (C, H, W)."""
+        given = self.climatology.observed[None].astype(np.float32)
+        return _select(given, self.archive.spec, self.spec)[0] == 1
 
     def _known(self, day: np.ndarray) -> np.ndarray:
         return _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
@@ -120,17 +125,13 @@ class Case:
         names = [name for name in self.observations.names if name in self.spec.names]
         return {name: self.observations.read_all([name], day) for name in names}
 
-    def _on_grid(self, seen: Observed) -> Gridded:
-        """For the interpolations, which know grids only: a station counts for the cell it stands in."""
-        return seen if isinstance(seen, Gridded) else binned(seen, self.observations.spec)
-
-    def _each(self, known_LCHW: np.ndarray, seen: dict[str, Gridded], method: Interpolation) -> np.ndarray:
+    def _each(self, known_LCHW: np.ndarray, seen: dict[str, Observed], method: Interpolation) -> np.ndarray:
         """An interpolation, modality by modality; climatology where a modality was not observed."""
         x_LCHW = known_LCHW.copy()
-        for name, gridded in seen.items():
+        for name, observed in seen.items():
             part = self.spec.channels(name)
-            x_LCHW[:, part] = method(gridded, self.spec.grid, known_LCHW[:, part])
-        return x_LCHW
+            x_LCHW[:, part] = method(observed, self.spec, known_LCHW[:, part])
+        return not_negative(x_LCHW, self.spec)
 
     def _reconstructed(self, day: np.ndarray) -> np.ndarray:
         truth = self.archive.read(self.archive.index_of(day))
@@ -143,7 +144,7 @@ class Case:
             decoded = network.decode(network.encode(torch.from_numpy(given))).numpy()
         x_LCHW = np.full(given.shape, np.nan, np.float32)
         x_LCHW[:, : decoded.shape[1]] = decoded
-        return _select(statistics.physical(x_LCHW, day), bundle.spec, self.spec)
+        return not_negative(_select(statistics.physical(x_LCHW, day), bundle.spec, self.spec), self.spec)
 
     def example(self, where: int) -> Example:
         """A date for the maps."""
@@ -182,20 +183,26 @@ def open_case(config: SampleConfig) -> Case:
     archive, observations = open_archive(config.archive), open_observations(config.observations)
     for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
         _check_same_fields(first, path, spec)
-    observations.check_truth(archive.path, archive.attributes["statistics_sha256"])
+    observations.check_truth(archive.path, archive.attributes["statistics_sha256"], archive.content)
     archive.index_of(first.time)
     bundle = open_bundle(config.autoencoder) if config.autoencoder else None
+    guess = FirstGuess(config.background, first.spec) if config.background else None
     for product in products.values():
         _check_assimilated(product, observations)
-        _check_made_with(product, config, bundle)
+        _check_made_with(product, config, bundle, guess)
     if bundle is not None:
         _check_same_fields(first, bundle.folder, bundle.spec)
     reconstruction = (bundle, open_autoencoder(bundle)) if bundle is not None else None
-    guess = FirstGuess(config.background, first.spec) if config.background else None
-    before = _before(first, config.period) if guess is not None else {}
+    before = _before(first, _period(first, config)) if guess is not None else {}
     for product in products.values():
         _check_drawn(product)
     return Case(products, archive, observations, baselines.climatology_of(archive), reconstruction, guess, before)
+
+
+def _period(product: Analysis, config: SampleConfig) -> PeriodConfig:
+    """The period that a product was drawn with; that of the configuration where it does not say."""
+    made = product.attributes.get("config", {}).get("period")
+    return PeriodConfig(**made) if made else config.period
 
 
 def _before(product: Analysis, period: PeriodConfig) -> dict[np.datetime64, np.datetime64]:
@@ -209,7 +216,8 @@ def _before(product: Analysis, period: PeriodConfig) -> dict[np.datetime64, np.d
 
 def _open_products(folder: Path) -> dict[str, Analysis]:
     with reading(folder):
-        paths = sorted(folder.glob("analysis*.zarr"), key=lambda path: path.stem)
+        found_there = [*folder.glob("analysis.zarr"), *folder.glob("analysis-without-*.zarr")]
+        paths = sorted(found_there, key=lambda path: path.stem)
     found = {path.stem: open_analysis(path) for path in paths}
     first = found.get("analysis") or open_analysis(folder / "analysis.zarr")
     for product in found.values():
@@ -231,7 +239,7 @@ def _check_assimilated(product: Analysis, observations: Observations) -> None:
         raise ContractError(f"{observations.path}: is not what was assimilated in {product.path}; give that set")
 
 
-def _check_made_with(product: Analysis, config: SampleConfig, bundle: Bundle | None) -> None:
+def _check_made_with(product: Analysis, config: SampleConfig, bundle: Bundle | None, guess: FirstGuess | None) -> None:
     """Persistence, increments and the autoencoder's error are those of this analysis or of none."""
     made = product.attributes.get("config", {})
     told = f"{product.path}: was made with another"
@@ -240,11 +248,8 @@ def _check_made_with(product: Analysis, config: SampleConfig, bundle: Bundle | N
     if bool(made.get("background", config.background)) != bool(config.background):
         own = made["background"] or "none"
         raise ContractError(f"{told} background than {config.background or 'none'}: {own}; give that one")
-    period = made.get("period", {})
-    for name in ("segment_days", "halo_days") if config.background else ():
-        if period.get(name, getattr(config.period, name)) != getattr(config.period, name):
-            own = f"period.{name} than {getattr(config.period, name)}: {period[name]}"
-            raise ContractError(f"{told} {own}; give that one")
+    if guess is not None and made.get("background_sha256", guess.checksum) != guess.checksum:
+        raise ContractError(f"{told} background than {guess.path} is now: {made['background']}; give that one")
 
 
 def _check_drawn(product: Analysis) -> None:

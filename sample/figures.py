@@ -152,7 +152,7 @@ def state_maps(example: Example, modality: Modality) -> Figure:
         _map(panels[0, 0], example, truth, "truth", units, colours, norm)
         _observed(panels[0, 1], example, modality, channel, "observed", norm)
         _map(panels[0, 2], example, mean, f"analysis, mean of {len(example.members)}", units, colours, norm)
-        _map(panels[1, 0], example, example.members[0, part], "analysis, member 0", units, colours, norm)
+        _map(panels[1, 0], example, example.members[0, part], "analysis, one member", units, colours, norm)
         if len(example.members) > 1:
             upper = max(largest, float(np.nanmax(spread)))
             _map(panels[1, 1], example, spread, "spread", units, "BuPu", Normalize(0, upper))

@@ -81,11 +81,12 @@ def run(config: SampleConfig, single: Single, dry_run: bool = False) -> str:
     found = increment(method, single, days, members, z_b, config.error_inflation.get(NAME, 1.0))
     folder = Path(config.folder) / "increment"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "increment.json").unlink(missing_ok=True)  # it stands for the whole folder, which is about to change
     figure = draw_increment(found, method.statistics.static.get("land_fraction"))
     for kind in ("png", "svg"):
         figure.savefig(folder / f"increment.{kind}", dpi=130, facecolor="white", metadata=_undated(kind))
     told = described(found) | {"provenance": provenance(), "config": to_dict(config)}
-    write_json(folder / "increment.json", told)  # last: it stands for the whole folder
+    write_json(folder / "increment.json", told)
     width, ratio = told["half_width_km"], told["gaussian"]["ratio"]
     return (
         f"increment {found.at_place:+.3f} K of a departure of {single.departure_k:+g} K; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 from sample.departures import listed
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import MEMBERS, open_departures
-from slams.contracts.envelope import ContractError
+from slams.contracts.envelope import ContractError, write_text
 from slams.contracts.observations import Observations, open_observations
 from slams.observation_space import (
     BANDS,
@@ -35,7 +36,7 @@ from slams.observation_space import (
 )
 from slams.rng import generator
 from slams.spec import StateSpec
-from slams.uncertainty import LEVEL, date_blocks, interval, resampled_dates
+from slams.uncertainty import LEVEL, Estimate, date_blocks, resampled_dates
 
 MODALITY, ASSIMILATED, AT_LEVEL, IN_BAND, IN_SEASON, DAY = range(6)
 MARGINALS = ((), (AT_LEVEL,), (IN_BAND,), (IN_SEASON,), (AT_LEVEL, IN_BAND))
@@ -45,7 +46,7 @@ OF_SPREAD = ("chi_square_with_spread", "spread_error_ratio", "spread")  # of one
 
 
 class Gathering:
-    """What one pass over observations keeps; those of several shares of the days merge into what one pass keeps.
+    """What one pass over observations keeps.
 
     Arguments:
         spec: of the product.
@@ -94,11 +95,6 @@ class Gathering:
         flat = table[MEMBERS].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         self.add(columns, flat.reshape(len(table), len(self.members)).T)
 
-    def merge(self, other: Gathering) -> None:
-        """Take in what was kept of other days."""
-        self.cells.merge(other.cells)
-        self.dates.merge(other.dates)
-
 
 def of_departures(product: str | Path, seed: int = 0) -> Gathering:
     """What the departures of a product say; one segment is held at a time.
@@ -127,15 +123,15 @@ def of_held_out(product: str | Path, observations: Observations, seed: int = 0) 
     names = _comparable(analysis, observations)
     made = Gathering(analysis.spec, np.arange(analysis.n_members), seed)
     for where in np.flatnonzero(np.isin(analysis.time, observations.time)):
-        x_MCHW, day = None, analysis.time[where : where + 1]
-        for seen in observations.read_all(names, day):
-            if not seen.used.any():
-                continue
-            x_MCHW = analysis.read(int(where)) if x_MCHW is None else x_MCHW
-            part = listed(seen, analysis.spec)
-            n = len(part.channel_N)
-            columns = part.columns | {"time": np.repeat(day, n), "background": np.full(n, np.nan)}
-            made.add(columns | {"assimilated": np.zeros(n, bool)}, part.evaluate(x_MCHW))
+        day = analysis.time[where : where + 1]
+        parts = [listed(seen, analysis.spec) for seen in observations.read_all(names, day) if seen.used.any()]
+        if not parts:
+            continue
+        x_MCHW = analysis.read(int(where))
+        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+        n = len(columns["observed"])
+        columns |= {"time": np.repeat(day, n), "background": np.full(n, np.nan), "assimilated": np.zeros(n, bool)}
+        made.add(columns, np.concatenate([part.evaluate(x_MCHW) for part in parts], axis=1))
     if not made.cells.groups:
         raise _nothing(observations, analysis)
     return made
@@ -238,7 +234,8 @@ def summary(made: Gathering, bootstrap: int) -> dict[str, Any]:
           or which; the level null in a modality without levels), the numbers of `slams.observation_space.numbers`,
           and ``rank_shares``, (M + 1,); null where a number needs a spread and there is one member;
         * ``confidence``: ``level``, ``resamples``, ``blocks`` of at most five days, and ``of``, a list of modalities
-          with the 95 % interval of each number, missing where the dates make a single block.
+          with their own ``blocks``, those on which they were observed, and the 95 % interval of each number; missing
+          where that is a single one.
     """
     days = np.unique([group[-1] for group in made.dates.groups]).astype("datetime64[D]")
     return {
@@ -290,16 +287,17 @@ def _plain(value: np.ndarray) -> int | float | None:
 def _confidence(made: Gathering, days: np.ndarray, bootstrap: int) -> dict[str, Any]:
     """Intervals by modality from resampled blocks of days; a number is that of the sums of a sample."""
     blocks = date_blocks(days)
-    n_blocks = int(blocks.max()) + 1
     counts_RD = resampled_dates(blocks, bootstrap, generator(made.seed, "validation"))
     of, none = [], ("rows", "known", *(OF_SPREAD if len(made.members) == 1 else ()))
-    for key in made.cells.joined(MODALITY, ASSIMILATED).groups if n_blocks > 1 else ():
+    for key in made.cells.joined(MODALITY, ASSIMILATED).groups:
         by_day = _by_day(made, key, days.astype(int))
+        n_blocks = len(np.unique(blocks[Sums(by_day)["known"] > 0]))
         found, drawn = numbers(Sums(by_day.sum(axis=0))), numbers(Sums(counts_RD @ by_day))
-        place = {"modality": made.spec.names[key[0]], "assimilated": bool(key[1])}
+        place = {"modality": made.spec.names[key[0]], "assimilated": bool(key[1]), "blocks": n_blocks}
         told = {name: _interval(found[name], each, n_blocks) for name, each in drawn.items() if name not in none}
         of.append(place | told)
-    return {"level": LEVEL, "resamples": bootstrap, "blocks": n_blocks, "of": of}
+    of = [each for each in of if each["blocks"] > 1]
+    return {"level": LEVEL, "resamples": bootstrap, "blocks": int(blocks.max()) + 1, "of": of}
 
 
 def _by_day(made: Gathering, key: tuple[int, ...], days: np.ndarray) -> np.ndarray:
@@ -309,8 +307,9 @@ def _by_day(made: Gathering, key: tuple[int, ...], days: np.ndarray) -> np.ndarr
 
 
 def _interval(value: np.ndarray, drawn_R: np.ndarray, n_blocks: int) -> list[float] | None:
-    """None where a resample has no value."""
-    return list(interval(float(value), drawn_R, n_blocks)) if np.isfinite(drawn_R).all() else None
+    """None from a single block; resamples without any of the observations have no value and do not count."""
+    between = Estimate(value[None], drawn_R[:, None], np.array([n_blocks])).interval(0)
+    return list(between) if between and np.isfinite(value) else None
 
 
 def write_csv(path: Path, found: dict[str, Any]) -> None:
@@ -325,8 +324,9 @@ def write_csv(path: Path, found: dict[str, Any]) -> None:
         for of in ("departures", "held_out")
         for row in told.get(of, {}).get("groups", ())
     ]
-    with path.open("w", newline="") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    text = StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(path, text.getvalue())

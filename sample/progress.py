@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sample.plan import Unit
+
+class Named(Protocol):
+    """A piece of work that can be told from others."""
+
+    @property
+    def name(self) -> str: ...
 
 
-def progress(units: Sequence[Unit], label: str) -> Iterator[Unit]:
+Of = TypeVar("Of", bound=Named)
+
+
+def progress(units: Sequence[Of], label: str) -> Iterator[Of]:
     """The units, one by one, each told when it is done."""
     console = Console()
     if not console.is_terminal:
@@ -23,7 +32,7 @@ def progress(units: Sequence[Unit], label: str) -> Iterator[Unit]:
         yield from bar.track(units, description=label)
 
 
-def _lines(units: Sequence[Unit], label: str, console: Console) -> Iterator[Unit]:
+def _lines(units: Sequence[Of], label: str, console: Console) -> Iterator[Of]:
     began = time.monotonic()
     for done, unit in enumerate(units, start=1):
         yield unit

@@ -21,6 +21,7 @@ from sample.structure_report import ranks, weather
 from sample.sums import OF_MEMBERS
 from sample.verdicts import Verdict
 from slams.config import to_yaml
+from slams.contracts.envelope import write_text
 from slams.page import cards, difference, document, figure, legend, table
 
 PROFILE_WORDS = "Scores by level, on a logarithmic pressure axis."
@@ -42,10 +43,11 @@ def rows(scores: dict[str, Any]) -> list[Row]:
     found = []
     for system, score in figures.shown(scores, scores["systems"]).items():
         interval = scores["confidence"]["systems"][system]["rmse"].get("interval")
-        alone = scores["ensemble_size"][system] == 1
-        numbers = [f"{score[name]['mean']:.2f}" for name in ("rmse", "crps", "spread_skill")]
+        alone = scores["ensemble_size"][system] == 1 or "spread_skill" not in score
+        rmse, crps = (f"{score[name]['mean']:.2f}" for name in ("rmse", "crps"))
         between = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
-        found.append(Row(system, numbers[0], between, numbers[1], "-" if alone else numbers[2]))
+        ratio = "-" if alone else f"{score['spread_skill']['mean']:.2f}"
+        found.append(Row(system, rmse, between, crps, ratio))
     return found
 
 
@@ -80,7 +82,7 @@ def write(folder: Path, scores: dict[str, Any], example: Example, ranks_CR: np.n
         "provenance": _provenance(scores),
     }
     page = folder / "report.html"
-    page.write_text(document(title, BODY.substitute(parts)), encoding="utf-8")
+    write_text(page, document(title, BODY.substitute(parts)))
     return page
 
 
@@ -102,7 +104,7 @@ def _cards(scores: dict[str, Any]) -> str:
     own, units = scores["systems"]["analysis"], scores["units"]
     rival, error = min(rivals(scores).items(), key=lambda pair: pair[1])
     shown = [(f"{own['rmse']['mean']:.2f} {units}", "RMSE of the mean"), (f"{own['crps']['mean']:.2f} {units}", "CRPS")]
-    if scores["members"] > 1:
+    if scores["members"] > 1 and "spread_skill" in own:
         shown.append((f"{own['spread_skill']['mean']:.2f}", "spread-skill (1 is reliable)"))
     return cards([*shown, (f"{error:.2f} {units}", f"RMSE of {label(rival)}")])
 
@@ -180,7 +182,8 @@ def _costs(scores: dict[str, Any]) -> str:
 
 def _best(systems: dict[str, Any], score: str) -> str:
     """The best system but the autoencoder, which has seen the truth."""
-    rivals = {name: found[score]["mean"] for name, found in systems.items() if name != "autoencoder"}
+    known = {name: found for name, found in systems.items() if name != "autoencoder" and score in found}
+    rivals = {name: found[score]["mean"] for name, found in known.items()}
     return min(rivals, key=lambda name: abs(rivals[name] - 1) if score == "spread_skill" else rivals[name])
 
 
@@ -236,7 +239,7 @@ def _increment_words(scores: dict[str, Any]) -> str:
 
 def _autoencoder_words(scores: dict[str, Any]) -> str:
     if scores["has_autoencoder"]:
-        return "<i>Autoencoder</i> is the truth encoded and decoded, the best that its latent space can hold."
+        return "<i>Autoencoder</i> is the truth encoded and decoded, about the best that its latent space can hold."
     return ""
 
 

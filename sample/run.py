@@ -69,6 +69,9 @@ class Run:
             self.first_guess_of(days)
         every_day = np.unique(np.concatenate(list(segments)))
         observed_days = every_day[self.observations.check(self.observed, every_day)]
+        withheld = [name for name in self.config.without if name in self.observations.names]
+        for day in np.unique(np.concatenate([unit.days for unit in work])) if withheld else ():
+            self.observations.read_all(withheld, day[None])  # departures will
         for days in segments:
             if not np.isin(days, observed_days).any():
                 raise ContractError(
@@ -124,7 +127,8 @@ class Run:
     @property
     def checksums(self) -> dict[str, str]:
         """Of what the product is made of."""
-        return self.method.checksums | {"observations_sha256": self.observations.checksum}
+        guess = {} if self.first_guess is None else {"background_sha256": self.first_guess.checksum}
+        return self.method.checksums | {"observations_sha256": self.observations.checksum} | guess
 
     @property
     def made_by(self) -> dict[str, Any]:

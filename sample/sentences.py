@@ -12,6 +12,7 @@ RELIABLE_WITHIN = 0.1
 FEW_BLOCKS = 10
 PACES = {"day_change": "From one day to the next within a segment", "day_change_at_joins": "Where two segments join"}
 ONE_MEMBER = "One member has no spread, and all that needs one is left out: ratios of spread to error, and ranks."
+LAST_MEMBER = "On no date two members could be drawn: there is no spread, and all that needs one is left out."
 
 
 def sentences(scores: dict[str, Any]) -> list[str]:
@@ -61,6 +62,8 @@ def excludes_zero(pair: dict[str, Any]) -> bool:
 def _spread(scores: dict[str, Any]) -> str:
     if scores["members"] == 1:
         return ONE_MEMBER
+    if "spread_skill" not in scores["systems"]["analysis"]:
+        return LAST_MEMBER
     ratio = scores["systems"]["analysis"]["spread_skill"]["mean"]
     if abs(ratio - 1) <= RELIABLE_WITHIN:
         verdict = "its members are about as far apart as they are from the truth, as they should be"

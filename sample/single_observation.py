@@ -157,11 +157,11 @@ def increment(
     prior = method.draw([], days, members, z_b).x_MLCHW
     h_M = observed.evaluate(prior[:, frame])[:, 0]
     before = float(np.nanmean(h_M)) if np.isfinite(h_M).any() else math.nan
-    with_d, with_0 = (
-        method.draw([single.stations(days, before + d)], days, members, z_b).x_MLCHW for d in (single.departure_k, 0.0)
-    )
+    both = [method.draw([single.stations(days, before + d)], days, members, z_b) for d in (single.departure_k, 0.0)]
+    with_d, with_0 = (each.x_MLCHW for each in both)
     x_MLCHW = (with_d - with_0)[:, :, spec.channels(NAME)]
-    drawn = np.isfinite(x_MLCHW).all(axis=(1, 2, 3, 4)) & np.isfinite(h_M)
+    again = [*both[0].diverged, *both[1].diverged]  # was drawn from another noise, so the difference is no increment
+    drawn = np.isfinite(x_MLCHW).all(axis=(1, 2, 3, 4)) & np.isfinite(h_M) & ~np.isin(members, again)
     if not drawn.any():
         raise FloatingPointError(f"members: none of {len(members)} could be drawn; take more sampler.steps")
     at_place = (observed.evaluate(with_d[:, frame]) - observed.evaluate(with_0[:, frame]))[drawn].mean()

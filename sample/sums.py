@@ -61,9 +61,11 @@ class Sums:
 
     @classmethod
     def joined(cls, parts: Sequence[Sums]) -> Sums:
-        """The sums of parts that follow one another in time."""
-        pairs = {key: zip(*(part.found[key] for part in parts), strict=True) for key in parts[0].found}
-        found = {key: (np.concatenate(total), np.concatenate(weight)) for key, (total, weight) in pairs.items()}
+        """The sums of parts that follow one another in time; theirs are used up: none stands in memory twice."""
+        found = {}
+        for key in tuple(parts[0].found):
+            total, weight = zip(*(part.found.pop(key) for part in parts), strict=True)
+            found[key] = np.concatenate(total), np.concatenate(weight)
         return cls(np.concatenate([part.time for part in parts]), found)
 
     def on(self, days: np.ndarray) -> Sums:
@@ -118,13 +120,12 @@ def read_sums(folder: str | Path) -> Sums:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
+        time, found = arrays.pop("dates"), {}
+        for name in (name for name in arrays if name.endswith("/total")):
+            system, modality, score, _ = name.split("/")
+            found[system, modality, score] = arrays[name], arrays[f"{system}/{modality}/{score}/weight"]
     except FileNotFoundError as error:
         raise ContractError(f"{path}: no sums there; run `python -m sample verify` first") from error
-    except (ValueError, OSError, BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
         raise ContractError(f"{path}: damaged, it cannot be read ({error})") from error
-    time, found = arrays.pop("dates"), {}
-    for name in arrays:
-        system, modality, score, kind = name.split("/")
-        if kind == "total":
-            found[system, modality, score] = arrays[name], arrays[f"{system}/{modality}/{score}/weight"]
     return Sums(time, found)

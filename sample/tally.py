@@ -12,14 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from sample.case import Case
+from sample.progress import progress
 from sample.sums import OF_MEMBERS, Key, Pair, Sums
 from slams import metrics
 from slams.contracts.analysis import drawn
@@ -68,11 +68,15 @@ def tallied(case: Case, processes: int = 1) -> Tally:
     """
     days = np.arange(len(case.time))
     chunks = [days[start : start + CHUNK_DAYS] for start in range(0, len(days), CHUNK_DAYS)]
+    named = [Chunk(f"{case.time[where[0]]} to {case.time[where[-1]]}") for where in chunks]
     with _scorers(case, min(processes, len(chunks))) as found:
-        console = Console(stderr=True)
-        silent = not console.is_terminal
-        bar = track(found(chunks), "verify", len(chunks), transient=True, console=console, disable=silent)
-        return Tally.joined(list(bar))
+        return Tally.joined([part for _, part in zip(progress(named, "verify"), found(chunks), strict=True)])
+
+
+class Chunk(NamedTuple):
+    """Dates that one process scores."""
+
+    name: str
 
 
 @contextmanager

@@ -6,8 +6,11 @@ Systems on the same dates, each given the same observations, of which interpolat
 * ``anomaly_interpolation``, ``interpolation``, ``climatology``: see `slams.baselines`; where only latents were
   observed, there is nothing to interpolate, and the first two are left out,
 * ``persistence``: the background, of a run that was given one, held over its segment,
-* ``autoencoder``: D(E(truth)), which no analysis drawn in its latent space can beat; for a run without
+* ``autoencoder``: D(E(truth)), which an analysis drawn in its latent space can hardly beat; for a run without
   autoencoder the truth itself, with error 0.
+
+Interpolations of a modality that is observed both on a grid and at stations take the grid. Rain below none is none, of
+every system.
 
 Scores are `slams.metrics` over all cells and dates; their 95 % intervals come from a bootstrap over blocks of at
 most five consecutive days, the same resamples for every system, so that differences are paired (`slams.uncertainty`).
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import csv
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from sample.observation_space import check_held_out, count_rejected, observation
 from sample.sums import OF_MEMBERS, SCORES, Pair, Sums
 from sample.tally import TRUTH, Tally, tallied
 from slams.config import to_dict
-from slams.contracts.envelope import ContractError, provenance, write_json
+from slams.contracts.envelope import ContractError, provenance, write_json, write_text
 from slams.metrics import RankHistogram, ZonalSpectrum
 from slams.rng import generator
 from slams.spec import Modality
@@ -89,13 +93,14 @@ def verify(config: SampleConfig) -> dict[str, Any]:
         if "departures" in told:
             count_rejected(told["departures"], case.observations, case.time)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").unlink(missing_ok=True)  # it stands for the whole folder, which is about to change
     found.sums.save(folder)
     _write_csv(folder / "scores.csv", scores)
     write_csv(folder / "observations.csv", scores["observation_space"])
     daily = found.sums.daily("analysis", case.state.name, "rmse").mean(axis=1)
     typical = int(np.argsort(daily)[len(case.time) // 2])
     page = report.write(folder, scores, case.example(typical), _ranks(case, found), config)
-    write_json(folder / "scores.json", scores)  # last: it stands for the whole folder
+    write_json(folder / "scores.json", scores)
     _print(scores, page)
     if checking.wandb != "disabled":
         _log(config, folder, scores)
@@ -160,7 +165,7 @@ def _estimates(found: Tally, modality: Modality, bootstrap: Bootstrap) -> Estima
         if np.isfinite(found.sums.whole(system, modality.name, "rmse")).all():
             several = [score for score in kinds if score != "spread" or n_members > 1]
             scored = {score: found.sums.estimate(bootstrap, system, modality.name, score) for score in several}
-            estimates[system] = {score: each for score, each in scored.items() if not np.isnan(each.value).any()}
+            estimates[system] = {score: each for score, each in scored.items() if np.isfinite(each.value).all()}
     return estimates
 
 
@@ -293,16 +298,17 @@ def _origin(attributes: dict[str, Any]) -> dict[str, Any]:
 def _write_csv(path: Path, scores: dict[str, Any]) -> None:
     """One row a system, modality, level and score; low and high are the ends of the interval, empty without one."""
     tables = {scores["variable"]: scores} | scores["other_modalities"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["system", "variable", "level_hpa", "score", "value", "units", "low", "high"])
-        for variable, table in tables.items():
-            for system, found in table["systems"].items():
-                for score, levels in found.items():
-                    units = "1" if score in DIMENSIONLESS else table["units"]
-                    between = table["intervals"][system].get(score, {})
-                    for level, value in levels.items():
-                        writer.writerow([system, variable, level, score, value, units, *between.get(level, ("", ""))])
+    text = StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["system", "variable", "level_hpa", "score", "value", "units", "low", "high"])
+    for variable, table in tables.items():
+        for system, found in table["systems"].items():
+            for score, levels in found.items():
+                units = "1" if score in DIMENSIONLESS else table["units"]
+                between = table["intervals"][system].get(score, {})
+                for level, value in levels.items():
+                    writer.writerow([system, variable, level, score, value, units, *between.get(level, ("", ""))])
+    write_text(path, text.getvalue())
 
 
 def _print(scores: dict[str, Any], page: Path) -> None:

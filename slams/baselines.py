@@ -9,8 +9,9 @@ the interpolation from where H observes to the full grid,
     anomaly interpolation  c + I(y - H c)
     persistence            the background, unchanged
 
-I is bilinear, periodic in longitude, and knows at each pole the mean of the nearest row. It fits the noise:
-where observations are poor, both interpolations may be worse than climatology.
+I is bilinear, periodic in longitude, and knows at each pole the mean of the nearest row; values at stations go to
+their cells first, departures with the H c of the station itself. It fits the noise: where observations are poor, both
+interpolations may be worse than climatology.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from slams.contracts.archive import Archive
-from slams.contracts.observations import Gridded
+from slams.contracts.observations import Gridded, Observed, Stations
+from slams.interpolate import binned, usable
 from slams.localisation import mesh_points
-from slams.observe import observe
-from slams.spec import Grid
+from slams.observe import Interpolation, observe
+from slams.spec import Grid, StateSpec
 from slams.statistics import Statistics, day_features
 
 
@@ -77,12 +79,13 @@ def fit_climatology(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> Statisti
     )
 
 
-def interpolation(seen: Gridded, grid: Grid, background_LCHW: np.ndarray) -> np.ndarray:
-    """Observations interpolated to the full grid, x_LCHW.
+def interpolation(seen: Observed, spec: StateSpec, background_LCHW: np.ndarray) -> np.ndarray:
+    """Observations interpolated to the full grid, x_LCHW of their modality.
 
     A missing observation takes the value of the nearest one present, by great-circle distance. A channel of which
     nothing was observed on a day takes the background.
     """
+    seen, grid = binned(seen, spec) if isinstance(seen, Stations) else seen, spec.grid
     latitude, longitude = seen.operator.coordinates(grid)
     known = seen.mask & np.isfinite(seen.value)
     value_LCyx = _nearest_filled(np.where(known, seen.value, 0).astype(np.float64), known, latitude, longitude)
@@ -91,16 +94,32 @@ def interpolation(seen: Gridded, grid: Grid, background_LCHW: np.ndarray) -> np.
     return np.where(seen_at_all, x_LCHW, background_LCHW).astype(np.float32)
 
 
-def anomaly_interpolation(seen: Gridded, grid: Grid, climatology_LCHW: np.ndarray) -> np.ndarray:
-    """Climatology plus the interpolated departures of the observations from it, x_LCHW."""
-    if seen.weight_HW is None:
-        expected = observe(seen.operator, torch.from_numpy(climatology_LCHW)).numpy()
+def anomaly_interpolation(seen: Observed, spec: StateSpec, climatology_LCHW: np.ndarray) -> np.ndarray:
+    """Climatology plus the interpolated departures of the observations from it, x_LCHW of their modality."""
+    if isinstance(seen, Stations):
+        departures: Observed = _departing_stations(seen, spec, climatology_LCHW)
     else:
-        counted = np.where(seen.weight_HW > 0, climatology_LCHW, 0).astype(np.float32)
-        expected = observe(seen.operator, torch.from_numpy(counted), torch.from_numpy(seen.weight_HW)).numpy()
-    departures = replace(seen, value=seen.value - expected)
-    x_LCHW: np.ndarray = climatology_LCHW + interpolation(departures, grid, np.zeros_like(climatology_LCHW))
+        departures = replace(seen, value=seen.value - _on_grid(seen, climatology_LCHW))
+    x_LCHW: np.ndarray = climatology_LCHW + interpolation(departures, spec, np.zeros_like(climatology_LCHW))
     return x_LCHW
+
+
+def _on_grid(seen: Gridded, x_LCHW: np.ndarray) -> np.ndarray:
+    """H(x)."""
+    if seen.weight_HW is None:
+        return observe(seen.operator, torch.from_numpy(x_LCHW)).numpy()
+    counted = np.where(seen.weight_HW > 0, x_LCHW, 0).astype(np.float32)
+    return observe(seen.operator, torch.from_numpy(counted), torch.from_numpy(seen.weight_HW)).numpy()
+
+
+def _departing_stations(seen: Stations, spec: StateSpec, x_LCHW: np.ndarray) -> Stations:
+    """Values less H(x) where they stand, not in the middle of their cells; what is not usable stays as it is."""
+    used, at = usable(seen, spec)
+    _, *shape_CHW = x_LCHW.shape
+    expected = Interpolation(at, seen.frame[used], (shape_CHW[0], shape_CHW[1], shape_CHW[2]))
+    value = seen.value.copy()
+    value[used] -= expected(torch.from_numpy(x_LCHW)[None])[0].numpy()
+    return replace(seen, value=value)
 
 
 def persistence(background_CHW: np.ndarray, n_days: int) -> np.ndarray:

@@ -223,8 +223,9 @@ def moments(sums: Sums) -> dict[str, np.ndarray]:
 def chi_square(sums: Sums) -> np.ndarray:
     """J_o / N = <d_a^2 / R>, of dimension 1.
 
-    For assimilated observations and a gain that is optimal its expectation is 1 - tr(H K) / N: below 1, by the share
-    of information that was taken from the observations, so 1 is not the aim. Above 1 the errors stated are too small
+    For assimilated observations and a gain that is optimal its expectation is 1 - tr(H K) / N, and <s^2 / (M R)> more
+    for the mean of M members: below 1, by the share of information that was taken from the observations, so 1 is not
+    the aim. Above 1 the errors stated are too small
     for this analysis. References: Talagrand 1999; Desroziers & Ivanov 2001. It misleads where R is
     inflated for the assimilation: here R is the error as it was given.
     """
@@ -254,8 +255,9 @@ def spread_error_ratio(sums: Sums) -> np.ndarray:
 def desroziers(sums: Sums) -> dict[str, np.ndarray]:
     """Variances that the departures imply, in units squared, from Desroziers et al. 2005, equations (1) to (4).
 
-        r = <d_a d_b>,    hbht = <d_ab d_b>,    haht = <d_ab d_a>,    the means taken off;
+        r = <d_a d_b>,    hbht = <d_ab d_b>,    haht = <d_ab d_a> + s^2 / M,    the means taken off;
 
+    the mean of M members has a sampling error of s^2 / M of its own, which enters d_a and d_ab with opposite signs;
     estimates of observation error, and of background and analysis error in observation space. Beside them stand
     ``r_stated`` = <R> and ``spread`` = <s^2>, which r and haht are to be compared with.
 
@@ -268,7 +270,9 @@ def desroziers(sums: Sums) -> dict[str, np.ndarray]:
     a, b = sums.paired("paired_a"), sums.paired("b")
     ab = sums.paired("ab") - a * b
     bb, aa = sums.paired("bb") - b**2, sums.paired("paired_aa") - a**2
-    return {"r": ab, "hbht": bb - ab, "haht": ab - aa, "r_stated": sums.mean("r"), "spread": sums.mean("s")}
+    spread, n_members = sums.mean("s"), sums.ranks.shape[-1] - 1
+    implied = {"r": ab, "hbht": bb - ab, "haht": ab - aa + spread / n_members}
+    return implied | {"r_stated": sums.mean("r"), "spread": spread}
 
 
 def crps(sums: Sums) -> np.ndarray:

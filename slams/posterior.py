@@ -5,6 +5,7 @@ They stand in a file of their own, so that a run is planned without loading torc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,9 +28,9 @@ class GuidanceConfig:
     iterations: int = 3
 
     def __post_init__(self) -> None:
-        if self.gamma < 0:
+        if not 0 <= self.gamma < math.inf:
             raise ValueError(f"gamma: {self.gamma} is not allowed; at least 0")
-        if self.zeta <= 0:
+        if not 0 < self.zeta < math.inf:
             raise ValueError(f"zeta: {self.zeta} is not allowed; more than 0")
         if self.iterations < 1:
             raise ValueError(f"iterations: {self.iterations} is not allowed; at least 1")
@@ -67,7 +68,7 @@ class SamplerConfig:
             raise ValueError(f"steps: {self.steps} is not allowed; at least 1")
         if not 1e-3 <= self.start_alpha < 1:
             raise ValueError(f"start_alpha: {self.start_alpha} is not allowed; 0.001 to below 1")
-        if self.corrections < 0 or self.tau <= 0:
+        if self.corrections < 0 or not 0 < self.tau < math.inf:
             raise ValueError(f"corrections, tau: {self.corrections}, {self.tau}; at least 0 and more than 0 are needed")
         if not 0 <= self.stochasticity <= 1:
             raise ValueError(f"stochasticity: {self.stochasticity} is not allowed; 0 to 1")

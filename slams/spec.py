@@ -174,3 +174,13 @@ class StateSpec:
 TEMPERATURE = Modality("temperature", "state", "K", "air_temperature", PAPER_LEVELS_HPA)
 PRECIPITATION = Modality("precipitation", "in_situ", "mm/day", "lwe_precipitation_rate")
 OLR = Modality("olr", "ex_situ", "W m-2", "toa_outgoing_longwave_flux")
+
+
+def not_negative(x: np.ndarray, spec: StateSpec) -> np.ndarray:
+    """Fields (..., C, H, W) in physical units with rain below none, which linear methods give, as none."""
+    if PRECIPITATION.name not in spec.names:
+        return x
+    found = x.copy()
+    rain = found[..., spec.channels(PRECIPITATION.name), :, :]
+    np.maximum(rain, 0, out=rain)
+    return found

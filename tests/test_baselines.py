@@ -5,10 +5,11 @@ import pytest
 
 from slams import baselines
 from slams.contracts.observations import Gridded, Operator
-from slams.spec import Grid
+from slams.spec import TEMPERATURE, Grid, StateSpec
 from slams.statistics import Statistics, day_features
 
 GRID = Grid(16, 32)
+SPEC = StateSpec(GRID, (TEMPERATURE,))
 OPERATORS = [Operator("identity"), Operator("block_mean", 4), Operator("subsample", 4)]
 each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.kind)
 
@@ -42,13 +43,13 @@ DAYS = np.array(["2001-01-15", "2001-07-15"], "datetime64[D]")
 @each_operator
 def test_a_constant_is_kept_everywhere(operator):
     x = fields(lambda phi: 0 * phi + 273.25)
-    np.testing.assert_allclose(baselines.interpolation(observed(operator, x), GRID, 0 * x), x, rtol=1e-6)
+    np.testing.assert_allclose(baselines.interpolation(observed(operator, x), SPEC, 0 * x), x, rtol=1e-6)
 
 
 @each_operator
 def test_a_field_linear_in_latitude_is_exact_between_the_observed_rows(operator):
     x = fields(lambda phi: 250 + phi / 2)
-    found = baselines.interpolation(observed(operator, x), GRID, 0 * x)
+    found = baselines.interpolation(observed(operator, x), SPEC, 0 * x)
     rows, _ = operator.coordinates(GRID)
     inside = (GRID.latitude <= rows[0]) & (GRID.latitude >= rows[-1])
     np.testing.assert_allclose(found[..., inside, :], x[..., inside, :], rtol=1e-6)
@@ -59,8 +60,8 @@ def test_a_field_linear_in_latitude_is_exact_between_the_observed_rows(operator)
 def test_longitude_wraps():
     """A wave seen at 8 places is as good at 0 degrees east as a quarter turn away."""
     x = fields(of_longitude=lambda lam: np.cos(np.deg2rad(lam)))
-    found = baselines.interpolation(observed(Operator("block_mean", 4), x), GRID, 0 * x)
-    turned = baselines.interpolation(observed(Operator("block_mean", 4), np.roll(x, 8, axis=-1)), GRID, 0 * x)
+    found = baselines.interpolation(observed(Operator("block_mean", 4), x), SPEC, 0 * x)
+    turned = baselines.interpolation(observed(Operator("block_mean", 4), np.roll(x, 8, axis=-1)), SPEC, 0 * x)
     np.testing.assert_allclose(np.roll(found, 8, axis=-1), turned, atol=1e-6)
     # a block's mean is 3 % below its middle, and a chord 8 % below its arc; at the poles a wave cannot be known
     assert np.abs(found - x)[..., 2:-2, :].max() < 0.12
@@ -68,14 +69,14 @@ def test_longitude_wraps():
 
 def test_everything_observed_comes_back():
     x = np.random.default_rng(0).standard_normal((2, 3, *GRID.shape)).astype(np.float32)
-    np.testing.assert_allclose(baselines.interpolation(observed(OPERATORS[0], x), GRID, 0 * x), x, atol=1e-6)
+    np.testing.assert_allclose(baselines.interpolation(observed(OPERATORS[0], x), SPEC, 0 * x), x, atol=1e-6)
 
 
 def test_a_missing_observation_takes_its_neighbour_across_the_date_line():
     operator = Operator("block_mean", 4)
     mask = np.ones((2, 3, 4, 8), bool)
     mask[0, 1, :, 0] = mask[0, 1, :, 2:] = False
-    found = baselines.interpolation(observed(operator, fields(of_longitude=lambda lam: lam), mask), GRID, fields())
+    found = baselines.interpolation(observed(operator, fields(of_longitude=lambda lam: lam), mask), SPEC, fields())
     np.testing.assert_allclose(found[0, 1], GRID.longitude[4:8].mean(), rtol=1e-6)
     assert np.ptp(found[1, 1]) > 100, "another day's mask must not matter"
 
@@ -85,14 +86,14 @@ def test_a_channel_without_observations_takes_the_background():
     mask[:, 2] = False
     seen = observed(Operator("block_mean", 4), fields(lambda phi: phi), mask)
     background = fields(lambda phi: 0 * phi + 7)
-    np.testing.assert_array_equal(baselines.interpolation(seen, GRID, background)[:, 2], 7)
-    np.testing.assert_array_equal(baselines.anomaly_interpolation(seen, GRID, background)[:, 2], 7)
+    np.testing.assert_array_equal(baselines.interpolation(seen, SPEC, background)[:, 2], 7)
+    np.testing.assert_array_equal(baselines.anomaly_interpolation(seen, SPEC, background)[:, 2], 7)
 
 
 @each_operator
 def test_climatology_observed_gives_climatology(operator):
     known = baselines.climatology(statistics(), DAYS)
-    found = baselines.anomaly_interpolation(observed(operator, known), GRID, known)
+    found = baselines.anomaly_interpolation(observed(operator, known), SPEC, known)
     # float32 block means of the test and of the code may differ in the last digit
     np.testing.assert_allclose(found, known, rtol=3e-7)
 
@@ -106,14 +107,14 @@ def test_cells_that_count_nothing_do_not_enter():
     counts = observed(operator, land[None, None]).value
     value = np.where(counts > 0, observed(operator, known * land).value / np.maximum(counts, 1e-9), np.nan)
     seen = Gridded("temperature", operator, value, np.ones_like(value), np.isfinite(value), land)
-    found = baselines.anomaly_interpolation(seen, GRID, np.where(land > 0, known, np.nan).astype(np.float32))
+    found = baselines.anomaly_interpolation(seen, SPEC, np.where(land > 0, known, np.nan).astype(np.float32))
     np.testing.assert_allclose(found[..., :18], known[..., :18], rtol=1e-5)
 
 
 @each_operator
 def test_a_departure_equal_everywhere_is_kept(operator):
     known = baselines.climatology(statistics(), DAYS)
-    found = baselines.anomaly_interpolation(observed(operator, known + 2), GRID, known)
+    found = baselines.anomaly_interpolation(observed(operator, known + 2), SPEC, known)
     np.testing.assert_allclose(found, known + 2, rtol=1e-6)
 
 

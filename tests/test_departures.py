@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from scipy.interpolate import RegularGridInterpolator
 from sample.departures import write_departures
 from sample.plan import Unit
 from slams.contracts.departures import open_departures
-from slams.contracts.envelope import ContractError
+from slams.contracts.envelope import ContractError, header, write_json
 from slams.contracts.observations import Gridded, Operator, Stations, open_observations, write_observations
 from slams.rng import normal
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
@@ -474,7 +475,7 @@ def test_observations_of_latents_have_no_departures(product, tmp_path):
     attributes = {"config": {}, "space": "latent", "latent_shape": [1, *GRID.shape], "autoencoder": "", "latent": {}}
     write_observations(tmp_path / "latents", SPEC, DAYS, [replace(latent, name="latent")], attributes)
     assert write(product, open_observations(tmp_path / "latents")) == {}
-    (product / "ledger" / f"{UNIT.name}.json").write_text("{}")
+    write_json(product / "ledger" / f"{UNIT.name}.json", header("slams-ledger", 1, {}) | {"departures": {}})
     assert not (product / "departures").exists() and len(open_departures(product).read()) == 0
 
 
@@ -573,6 +574,9 @@ def test_blocks_of_a_segment_that_do_not_belong_together_are_refused(product, ob
 
 def test_a_finished_unit_without_its_file_is_refused_and_so_is_a_place_without_an_analysis(product, observations):
     write(product, observations(gridded("olr", CHAIN)))
-    (product / "ledger" / "2001-03-06_2001-03-06_m000-003.json").write_text("{}")
+    told = {"departures": {"file": "departures/2001-03-06_2001-03-06_m000-003.parquet"}}
+    write_json(product / "ledger/2001-03-06_2001-03-06_m000-003.json", header("slams-ledger", 1, {}) | told)
+    refused(product, "has no file of 2001-03-06_2001-03-06_m000-003, a finished unit")
+    shutil.rmtree(product / "departures")
     refused(product, "has no file of 2001-03-06_2001-03-06_m000-003, a finished unit")
     refused(product.parent / "nowhere", "nowhere: no analysis there")

@@ -155,6 +155,27 @@ def test_a_member_that_could_not_be_drawn_is_left_out_and_none_at_all_is_said():
         drawn(members=2, method=Losing())
 
 
+def test_a_member_that_was_drawn_again_from_another_noise_is_left_out():
+    """What it differs by is another member's noise, not an increment."""
+
+    class Redrawing(Oracle):
+        again = False
+
+        def draw(self, seen, days, members, z_b):
+            found = super().draw(seen, days, members, z_b)
+            if seen and self.again:
+                found.x_MLCHW[1] += float(seen[0].value[0])
+                return Drawn(found.x_MLCHW, {1: ["member 1 diverged"]})
+            return found
+
+    method = Redrawing()
+    for again, n in ((False, 3), (True, 2)):
+        method.again = again
+        found = drawn(members=3, method=method)
+        assert found.n_members == n
+        close(found, textbook(np.eye(len(B))[CENTRE], math.hypot(1.0, 1.5)))
+
+
 # ---- how far it reaches
 
 

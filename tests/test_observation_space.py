@@ -118,6 +118,19 @@ def test_biases_do_not_count_as_errors():
         assert biased[name] == pytest.approx(plain[name], abs=1e-9)
 
 
+def test_the_sampling_error_of_few_members_is_no_part_of_what_the_analysis_error_is_said_to_be():
+    """The mean of 4 members instead of the exact one: R, B and A of a scalar analysis whose statistics are right."""
+    rng, variance, r, m = np.random.default_rng(8), 1.0, 0.5, 4
+    truth = rng.normal(0, 10, N)
+    b, y = truth + rng.normal(0, 1, N), truth + rng.normal(0, np.sqrt(r), N)
+    mean = b + variance / (variance + r) * (y - b)
+    a = variance * r / (variance + r)
+    members = mean + rng.normal(0, np.sqrt(a), (m, N))
+    found = desroziers(sums(y, np.full(N, np.sqrt(r)), b, members))
+    for name, expected in (("r", r), ("hbht", variance), ("haht", a), ("spread", a)):
+        assert found[name] == pytest.approx(expected, abs=0.02), name
+
+
 # ---- reliability of what was withheld
 
 
@@ -225,12 +238,10 @@ def columns(n=400, seed=0, days=("2001-01-01", "2001-01-02", "2001-01-20", "2001
 
 
 def gathered(told, x, *parts, members=(0, 1, 2)):
-    """The shares of a work, merged."""
+    """Part after part."""
     found = Gathering(SPEC, np.array(members), 5)
     for part in parts:
-        share = Gathering(SPEC, np.array(members), 5)
-        share.add({name: values[part] for name, values in told.items()}, x[:, part])
-        found.merge(share)
+        found.add({name: values[part] for name, values in told.items()}, x[:, part])
     return summary(found, 20)
 
 
@@ -244,7 +255,7 @@ def same(one, other):
     return one == (pytest.approx(other, rel=1e-9, abs=1e-9) if isinstance(one, float | int) else other)
 
 
-def test_shares_of_the_days_in_any_order_give_what_one_pass_gives():
+def test_days_in_any_order_give_the_same():
     told, x = columns()
     whole = gathered(told, x, np.arange(400))
     day = told["time"].astype("datetime64[D]")
@@ -252,6 +263,21 @@ def test_shares_of_the_days_in_any_order_give_what_one_pass_gives():
     assert same(gathered(told, x, *shares[::-1]), whole)
     assert whole["dates"] == {"first": "2001-01-01", "last": "2001-11-01", "number": 5}
     assert whole["confidence"]["blocks"] == 4, "two days in a row are one block"
+
+
+def test_a_modality_has_the_blocks_on_which_it_was_observed():
+    """Longwave radiation on two of five days that make four blocks; a resample without any of it does not count."""
+    told, x = columns(1000)
+    day = told["time"].astype("datetime64[D]")
+    rare = (told["modality"] == "olr") & ~np.isin(day, np.array(["2001-01-20", "2001-07-01"], "datetime64[D]"))
+    found = gathered(told, x, np.flatnonzero(~rare))["confidence"]
+    of = {each["modality"]: each for each in found["of"]}
+    assert (found["blocks"], of["temperature"]["blocks"], of["olr"]["blocks"]) == (4, 4, 2)
+    alone = gathered(told, x, np.flatnonzero(~rare & (told["modality"] == "olr")))["confidence"]
+    assert alone["blocks"] == 2
+    for name in ("crps", "o_minus_a_std"):
+        widths = [np.diff(each[name]) for each in (of["olr"], *alone["of"])]
+        assert widths[0] == pytest.approx(widths[1], rel=0.5) and widths[0] > 0
 
 
 def test_noise_belongs_to_an_observation_and_a_member():
@@ -277,8 +303,9 @@ def test_intervals_come_from_blocks_of_days():
     for of in found["confidence"]["of"]:
         (row,) = (r for r in rows if (r["modality"], r["assimilated"]) == (of["modality"], of["assimilated"]))
         mean, std = row["o_minus_a_mean"], row["o_minus_a_std"]
-        assert of["o_minus_a_mean"] == pytest.approx([mean + widening(2) * (end - mean) for end in (-1, 1)])
-        assert of["o_minus_a_std"][0] == pytest.approx(std - widening(2) * std)
+        (low, high), of_std = of["o_minus_a_mean"], of["o_minus_a_std"]
+        assert low < mean < high and high - low == pytest.approx(widening(2) * 2)
+        assert of_std[1] - of_std[0] == pytest.approx(widening(2) * std)
     alone = gathered(told, x, np.flatnonzero(up))
     assert alone["confidence"]["blocks"] == 1 and alone["confidence"]["of"] == []
 
@@ -368,7 +395,7 @@ def check(row, part, m):
         "spread_error_ratio": np.sqrt(total.mean() / (part.a**2).mean()),
         "r": covariance[0, 1],
         "hbht": covariance[1, 1] - covariance[0, 1],
-        "haht": covariance[0, 1] - covariance[0, 0],
+        "haht": covariance[0, 1] - covariance[0, 0] + part.s.mean() / m,
         "r_stated": part.r.mean(),
         "spread": part.s.mean(),
     }
@@ -408,16 +435,12 @@ def test_of_one_member_nothing_is_said_that_needs_a_spread():
         assert numbers["crps"] is not None and "crps" in sure
 
 
-def test_segments_in_shares_are_the_whole_product(product, found):
-    departures, spec = open_departures(product), open_analysis(product).spec
-    merged = Gathering(spec, departures.members, 0)
-    for rank in (1, 0):
-        share = Gathering(spec, departures.members, 0)
-        for number, table in enumerate(departures.segments()):
-            if number % 2 == rank:
-                share.add_table(table)
-        merged.merge(share)
-    assert same(summary(merged, 20), summary(of_departures(product), 20)) and found["departures"]["members"] == 3
+def test_segments_in_any_order_are_the_whole_product(product, found):
+    departures = open_departures(product)
+    other = Gathering(open_analysis(product).spec, departures.members, 0)
+    for table in list(departures.segments())[::-1]:
+        other.add_table(table)
+    assert same(summary(other, 20), summary(of_departures(product), 20)) and found["departures"]["members"] == 3
 
 
 def test_figures_show_the_numbers(found):

@@ -17,15 +17,17 @@ import zarr
 from scipy.stats import wasserstein_distance
 from test_report import Page
 
+from sample.background import FirstGuess
 from sample.case import open_case
 from sample.config import PeriodConfig, SampleConfig, VerifyConfig
 from sample.sums import read_sums
 from sample.tally import tallied
 from sample.verify import verify
 from slams.contracts import analysis, archive
+from slams.contracts.archive import open_archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
-from slams.contracts.observations import Gridded, Operator, open_observations, write_observations
+from slams.contracts.observations import Gridded, Operator, Stations, open_observations, write_observations
 from slams.model import ModelConfig, build
 from slams.rng import generator
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
@@ -61,8 +63,8 @@ def statistics(kind="anomaly"):
     return Statistics(harmonics, std, np.zeros(5, bool), observed, {"land_fraction": LAND})
 
 
-def write_archive(folder, kind="anomaly"):
-    attributes = {"config": {}, "splits": {"train": [2001, 2001], "test": [2001, 2001]}, "missing_days": {}}
+def write_archive(folder, kind="anomaly", config=None):
+    attributes = {"config": config or {}, "splits": {"train": [2001, 2001], "test": [2001, 2001]}, "missing_days": {}}
     group = archive.create(folder, SPEC, DAYS, np.zeros(len(DAYS), int), attributes)
     for modality in SPEC.modalities:
         x = truth(DAYS)[:, SPEC.channels(modality.name)]
@@ -310,9 +312,14 @@ def test_sums_are_read_again_and_give_the_same_scores(verified):
 def test_no_sums_and_damaged_ones_are_told_apart(tmp_path):
     with pytest.raises(ContractError, match="no sums there"):
         read_sums(tmp_path)
-    (tmp_path / "sums.npz").write_bytes(b"PK" + bytes(100))
-    with pytest.raises(ContractError, match="damaged"):
-        read_sums(tmp_path)
+    for damaged in (b"PK" + bytes(100), b""):
+        (tmp_path / "sums.npz").write_bytes(damaged)
+        with pytest.raises(ContractError, match="damaged"):
+            read_sums(tmp_path)
+    for absent in ({"dates": DAYS, "a/b/crps/total": np.zeros((1, 1, 1))}, {"a/b/crps/weight": np.zeros((1, 1))}):
+        np.savez(tmp_path / "sums.npz", **absent)
+        with pytest.raises(ContractError, match="damaged"):
+            read_sums(tmp_path)
 
 
 @pytest.fixture
@@ -456,7 +463,7 @@ def test_the_autoencoder_is_scored_on_what_it_decodes(config, tmp_path, network,
     others = [table["systems"].get("autoencoder") for table in scores["other_modalities"].values()]
     assert [found["rmse"]["mean"] for found in others if found] == pytest.approx([2] * knows, abs=1e-5)
     assert "truth encoded and decoded" in (tmp_path / "run" / "verify" / "report.html").read_text()
-    write_product(tmp_path / "run" / "analysis-x.zarr", OFFSETS, autoencoder_sha256="0" * 64)
+    write_product(tmp_path / "run" / "analysis-without-x.zarr", OFFSETS, autoencoder_sha256="0" * 64)
     refused(replace(config, autoencoder=str(folder)), "was made with another autoencoder than .*; give that one")
 
 
@@ -520,10 +527,147 @@ def test_observations_of_another_truth_are_refused(config, tmp_path):
     refused(config, "was simulated from another archive than .*archive.zarr is now; give that one")
 
 
+def test_observations_of_an_archive_that_was_made_anew_are_refused(config, tmp_path):
+    """Its train years are the same, and a test year has another truth."""
+    content = open_archive(config.archive).content
+    zarr.open_group(config.observations, mode="r+").attrs["archive_sha256"] = content
+    verify(config)
+    zarr.open_group(config.observations, mode="r+").attrs["archive_sha256"] = "0" * 64
+    refused(config, "was simulated from another archive than .*archive.zarr is now; give that one")
+
+
 def test_another_background_than_the_products_is_refused(config, tmp_path):
     """Persistence and the increment would have been another's."""
-    write_product(tmp_path / "run" / "analysis-x.zarr", OFFSETS, background="before.zarr")
+    write_product(tmp_path / "run" / "analysis-without-x.zarr", OFFSETS, background="before.zarr")
     refused(config, "was made with another background than none: before.zarr; give that one")
+    shutil.rmtree(tmp_path / "run" / "analysis-without-x.zarr")
+    shutil.rmtree(tmp_path / "run" / "analysis.zarr")
+    write_product(tmp_path / "run" / "analysis.zarr", OFFSETS, background=config.archive, background_sha256="0" * 64)
+    given = replace(config, background=config.archive)
+    refused(given, "was made with another background than .*archive.zarr is now: .*archive.zarr; give that one")
+
+
+def test_a_background_is_told_by_what_it_is_made_of(config, tmp_path):
+    own = FirstGuess(config.archive, SPEC).checksum
+    shutil.copytree(config.archive, tmp_path / "copy.zarr")
+    assert FirstGuess(tmp_path / "copy.zarr", SPEC).checksum == own
+    for name, config_of_it in (("weak", {"error_share": 0.3}), ("strong", {"error_share": 0.6})):
+        write_archive(tmp_path / f"{name}.zarr", config=config_of_it)
+    weak, strong = (FirstGuess(tmp_path / f"{name}.zarr", SPEC).checksum for name in ("weak", "strong"))
+    assert len({own, weak, strong}) == 3
+    found = []
+    for name, offset in (("one", 0.0), ("again", 0.0), ("other", 0.5)):
+        path = tmp_path / f"{name}.zarr"
+        product = analysis.create(path, SPEC, CASES[:1], 1, {"config": {}}, unit=(1, 1))
+        crc32 = product.write(np.arange(1), np.arange(1), truth(CASES[:1])[None] + np.float32(offset))
+        entry = {"members": [0], "days": [str(CASES[0])], "crc32": crc32}
+        product.close_unit(f"{CASES[0]}_{CASES[0]}_m000-000", entry)
+        product.finish()
+        found.append(FirstGuess(path, SPEC).checksum)
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_background_of_a_date_is_that_of_the_segments_it_was_drawn_in(config, tmp_path):
+    """Segments of two days with a halo of one, whatever period the verification is given."""
+    made = asdict(PeriodConfig("2001-01-04", "2001-01-07", segment_days=2, halo_days=1))
+    write_product(tmp_path / "lain" / "analysis.zarr", OFFSETS, days=DAYS[3:7], period=made, background=config.archive)
+    period = PeriodConfig("2001-01-03", "2001-02-28", segment_days=5, halo_days=4)
+    case = open_case(replace(config, folder=str(tmp_path / "lain"), background=config.archive, period=period))
+    before = [str(case.before[day]) for day in DAYS[3:7]]
+    assert before == ["2001-01-02", "2001-01-02", "2001-01-04", "2001-01-04"]
+
+
+def test_a_cell_that_the_train_years_hardly_observed_is_no_hole_in_the_analysis(config, tmp_path):
+    """A gauge on the coast that the truth knows, and of which no analysis holds anything."""
+    group = zarr.open_group(config.archive, mode="r+")
+    shore = tuple(np.argwhere(LAND == 0)[0])
+    group["precipitation"][(slice(None), *shore)] = 5.0
+    zarr.open_group(Path(config.folder) / "analysis.zarr", mode="r+")["precipitation"][(..., *shore)] = np.nan
+    scores = verify(config)
+    assert scores["not_verified"] == []
+    rain = scores["other_modalities"]["precipitation"]["systems"]["analysis"]
+    assert rain["rmse"]["mean"] == pytest.approx(1, abs=1e-5)
+
+
+def test_rain_below_none_is_none_of_every_system(config, tmp_path):
+    """The climatology is 3 and gauges say 8 below the truth of 1 or 5: none, and so errors of 1 and 5."""
+    x = truth(DAYS)[:, 3:4] - 8
+    given = Gridded("precipitation", Operator("subsample", 1), x, np.ones_like(x), np.isfinite(x))
+    write_observations(tmp_path / "low.zarr", SPEC, DAYS, [given], {"config": {}})
+    case = open_case(replace(config, observations=str(tmp_path / "low.zarr")))
+    systems = dict(case.systems(0))
+    for name in ("interpolation", "anomaly_interpolation"):
+        assert systems[name][0, 3][LAND > 0] == pytest.approx(0)
+
+
+def test_segments_of_one_day_join_every_day(config):
+    days, path = DAYS[3:6], Path(config.folder) / "analysis.zarr"
+    shutil.rmtree(path)
+    product = analysis.create(path, SPEC, days, 3, {"config": {}, "prior": "flat"}, unit=(3, 1))
+    for where, day in enumerate(days):
+        members = truth(DAYS)[3 + where][None, None] + OFFSETS.astype(np.float32)[:, None, None, None, None]
+        crc32 = product.write(np.arange(3), np.array([where]), members)
+        product.close_unit(f"{day}_{day}_m000-002", {"members": [0, 1, 2], "days": [str(day)], "crc32": crc32})
+    product.finish()
+    found = verify(config)["systems"]["analysis"]
+    assert "day_change" not in found and found["day_change_at_joins"]["mean"] == pytest.approx(1)
+
+
+def test_a_truth_that_never_changes_gives_no_pace(config):
+    group = zarr.open_group(config.archive, mode="r+")
+    group["temperature"][:] = group["temperature"][:1]
+    assert "day_change" not in verify(config)["systems"]["analysis"]
+
+
+def test_one_survivor_of_two_has_a_page_without_a_spread(config, tmp_path):
+    config = replace(config, folder=str(tmp_path / "survived"))
+    write_product(tmp_path / "survived" / "analysis.zarr", [1.0, np.nan])
+    scores = verify(config)
+    assert scores["members"] == 2 and "spread_skill" not in scores["systems"]["analysis"]
+    page = (tmp_path / "survived" / "verify" / "report.html").read_text()
+    assert "On no date two members could be drawn" in page and "(1 is reliable)" not in page
+
+
+def test_scores_of_before_do_not_stand_beside_what_is_being_written(config, monkeypatch):
+    verify(config)
+    folder = Path(config.folder) / "verify"
+    before = (folder / "scores.csv").read_bytes()
+
+    def full(path, text):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sample.report.write_text", full)
+    monkeypatch.setattr("sample.verify.write_text", full)
+    with pytest.raises(OSError, match=r"scores\.csv"):
+        verify(replace(config, seed=5))
+    assert not (folder / "scores.json").exists() and (folder / "scores.csv").read_bytes() == before
+
+
+def test_a_copy_of_a_product_is_no_withheld_modality(config):
+    path = Path(config.folder)
+    shutil.copytree(path / "analysis.zarr", path / "analysis_backup.zarr")
+    assert list(open_case(config).products) == ["analysis"]
+
+
+def test_stations_are_compared_with_the_climatology_where_they_stand(config, tmp_path):
+    """Stations between cells and levels report the climatology there, which is far from that of the cell they are in:
+    there is no departure, and c + I(y - H c) is c."""
+    rng, n = np.random.default_rng(0), 400
+    latitude, longitude = rng.uniform(-80, 80, n), rng.uniform(0, 360, n)
+    level = np.exp(rng.uniform(np.log(100), np.log(850), n)).astype(np.float32)
+    known = np.interp(np.log(level), np.log([100, 500, 850]), FLAT[:3]).astype(np.float32)
+    whole = np.zeros(n, int)
+    seen = Stations(
+        "temperature", CASES[:1], whole, latitude, longitude, level, known,
+        np.ones(n, np.float32), np.array(["a"] * n, object), np.zeros(n, np.int8),
+    )  # fmt: skip
+    write_observations(tmp_path / "stations", SPEC, CASES[:1], [seen], {"config": {}})
+    case = open_case(replace(config, observations=str(tmp_path / "stations")))
+    systems = dict(case.systems(0))
+    found = systems["anomaly_interpolation"][0, :3] - FLAT[:3, None, None]
+    assert np.abs(found).max() < 1e-3
+    plain = systems["interpolation"][0, :3] - FLAT[:3, None, None]
+    assert np.abs(plain).mean() > 3, "values are filed under the nearest level"
 
 
 def test_a_hole_in_the_product_is_refused(config, tmp_path):

@@ -112,5 +112,6 @@ class DayChange(AreaMean):
     @staticmethod
     def value(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
-            found: np.ndarray = np.sqrt(np.where(weight > 0, total[..., 0, :] / total[..., 1, :], np.nan))
+            ratio = total[..., 0, :] / total[..., 1, :]
+        found: np.ndarray = np.sqrt(np.where((weight > 0) & (total[..., 1, :] > 0), ratio, np.nan))
         return found
