@@ -64,8 +64,9 @@ class Work:
         if self.aside.exists() and note.exists() and before == made_of:
             return True
         if n_done := self.n_done():
-            other = ", ".join(key for key in made_of if before.get(key) != made_of[key]) or "what is left of it"
-            sys.stderr.write(f"{self.path}: {n_done} finished parts are made anew (different: {other})\n")
+            other = ", ".join(key for key in made_of if before.get(key) != made_of[key])
+            why = f"different: {other}" if other else "incomplete"
+            sys.stdout.write(f"{self.path}: {n_done} finished parts are made anew ({why})\n")
         note.unlink(missing_ok=True)  # first, so that whoever stops here leaves nothing that could be gone on with
         for folder in (self.marks, self.aside):
             shutil.rmtree(folder, ignore_errors=True)

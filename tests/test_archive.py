@@ -320,7 +320,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(longer, capsys, monkeyp
     assert not (longer / "archive").exists()
     monkeypatch.undo()
     assert prepare(words(longer)) == 0
-    assert re.search(r"/archive: \d+ finished parts are made anew \(different: files\)\n", capsys.readouterr().err)
+    assert re.search(r"/archive: \d+ finished parts are made anew \(different: files\)\n", capsys.readouterr().out)
 
 
 def test_the_list_of_raw_files_has_a_checksum(longer, capsys):
@@ -470,7 +470,7 @@ def test_work_on_files_that_changed_begins_anew(four_years, tmp_path, capsys):
     process.wait()
     spoil(four_years / "raw", "temperature", lambda dataset: dataset.assign(t=dataset.t + 1), year=2001)
     assert prepare(words(four_years, f"archive.path={path}", "workers.processes=1")) == 0
-    assert "finished parts are made anew (different: files)" in capsys.readouterr().err
+    assert "finished parts are made anew (different: files)" in capsys.readouterr().out
     again = tmp_path / "again"
     assert prepare(words(four_years, f"archive.path={again}")) == 0
     assert_same_tree(path, again)

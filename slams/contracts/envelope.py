@@ -41,7 +41,8 @@ def alone(path: str | Path) -> Iterator[None]:
         ContractError: another program is at work on it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # said by what is going to write there
+        path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     held = _held(lock, path)
     try:
