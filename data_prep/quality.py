@@ -12,7 +12,7 @@ one number a channel, and e the error of the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,16 @@ def counts(reports: Reports, code: np.ndarray, spec: StateSpec) -> list[dict[str
             if by_code.any():
                 found.append(row | {names[number]: int(n) for number, n in enumerate(by_code)})
     return found
+
+
+def added(parts: Iterable[dict[str, Any]], spec: StateSpec) -> list[dict[str, Any]]:
+    """Counts of parts of the reports as those of all."""
+    found: dict[tuple[str, int | None], dict[str, Any]] = {}
+    for row in parts:
+        before = found.get(key := (row["variable"], row["level_hpa"]), dict.fromkeys(CODES, 0))
+        found[key] = row | {name: before[name] + row[name] for name in CODES}
+    order = [(m.name, level) for m in spec.modalities for level in (*m.level_hpa, None)]
+    return [found[key] for key in order if key in found]
 
 
 def _nearest(level_hpa: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:

@@ -15,13 +15,15 @@ import sys
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.limits import StationsConfig
-from data_prep.quality import CODES, as_text, counts, numbered, quality_control, with_errors
+from data_prep.quality import CODES, added, as_text, counts, numbered, quality_control, with_errors
+from data_prep.sorting import Parts, by_station
 from data_prep.sources.files import find_files, fingerprint
 from data_prep.sources.igra import read_igra
 from data_prep.sources.quantity import SourceError
@@ -30,6 +32,7 @@ from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.envelope import ContractError, is_finished, read_json, write_json, written_aside
 from slams.contracts.observations import Stations, open_observations, write_observations
+from slams.contracts.storage import aside
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
 REPORT = "quality.json"
@@ -62,14 +65,21 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
         return _refuse_other_files(path, config)
     raw_files = [fingerprint(file) for name, pattern in _patterns(config) for file in _files(name, pattern)]
     spec = _specification(config, whole.archive, archive)
-    reports = with_errors(_read(config, spec), config.quality)
-    code = quality_control(reports, archive.spec if archive else spec, config.quality, statistics)
-    found = counts(reports, code, spec.subset(tuple(config.variables)))
-    days = np.arange(config.first, config.last + 1)
-    with written_aside(path) as folder:
+    days, counted = np.arange(config.first, config.last + 1), list[dict[str, Any]]()
+    with aside(path) as beside, written_aside(path) as folder:
+        stations, means = Parts(beside / "stations"), Parts(beside / "days")
+        _read(config, spec, stations)
+        for reports, _ in stations.read():
+            checked = with_errors(reports, config.quality)
+            code = quality_control(checked, archive.spec if archive else spec, config.quality, statistics)
+            counted += counts(checked, code, spec)
+            daily, code = _daily(checked, code)
+            means.add(daily, code, (daily.time.astype("datetime64[D]") - days[0]).astype(int) // DAYS_AT_ONCE)
         attributes = {"config": made_by, "space": "physical", "source": "reports of stations"}
-        write_observations(folder, spec, days, _blocks(*_daily(reports, code), spec, days), attributes)
-        write_json(folder / REPORT, {"codes": CODES, "counts": found, "background": background, "raw_files": raw_files})
+        write_observations(folder, spec, days, _blocks(means, spec, days), attributes)
+        found = added(counted, spec)
+        report = {"codes": CODES, "counts": found, "background": background, "raw_files": raw_files}
+        write_json(folder / REPORT, report)
     sys.stdout.write(as_text(found))
 
 
@@ -114,25 +124,26 @@ def _files(name: str, pattern: str) -> list[Path]:
     return [Path(file) for file in found]
 
 
-def _read(config: StationsConfig, spec: StateSpec) -> Reports:
+def _read(config: StationsConfig, spec: StateSpec, into: Parts) -> None:
     """The reports of the variables and days that are wanted.
 
     Raises:
         SourceError: there is none of one of the variables.
     """
-    parts = []
+    seen = set[str]()
     for name, pattern in _patterns(config):
         for file in track(_files(name, pattern), description=f"stations {name}", transient=True):
             if name == "table":
-                parts.append(_wanted(read_table(file, spec), config))
+                found = _wanted(read_table(file, spec), config)
             elif "temperature" in config.variables:
-                levels = spec.modality("temperature").level_hpa
-                parts.append(read_igra(file, levels, config.first, config.last))
-    reports = Reports.joined(parts)
+                found = read_igra(file, spec.modality("temperature").level_hpa, config.first, config.last)
+            else:
+                continue
+            into.add(found, np.zeros(len(found), np.int8), by_station(found.station_id))
+            seen |= set(np.unique(found.variable))
     for variable in config.variables:
-        if not (reports.variable == variable).any():
+        if variable not in seen:
             raise SourceError(f"stations: no report of {variable} from {config.first_day} to {config.last_day}")
-    return reports
 
 
 def _wanted(reports: Reports, config: StationsConfig) -> Reports:
@@ -153,14 +164,14 @@ def _daily(reports: Reports, code: np.ndarray) -> tuple[Reports, np.ndarray]:
     return Reports.joined([means, reports.take(bad)]), np.append(np.zeros(len(first), np.int8), code[bad])
 
 
-def _blocks(reports: Reports, code: np.ndarray, spec: StateSpec, days: np.ndarray) -> Iterator[Stations]:
-    """Rows in order of time within a variable, so that a few days are found in a few blocks."""
-    frame = (reports.time.astype("datetime64[D]") - days[0]).astype(int)
-    for modality in spec.modalities:
-        for start in range(0, len(days), DAYS_AT_ONCE):
-            block = (frame >= start) & (frame < start + DAYS_AT_ONCE) & (reports.variable == modality.name)
-            rows = np.flatnonzero(block)
-            rows = rows[np.lexsort((reports.level_hpa[rows], numbered(reports.station_id[rows]), frame[rows]))]
+def _blocks(means: Parts, spec: StateSpec, days: np.ndarray) -> Iterator[Stations]:
+    """Rows in order of time, so that a few days are found in a few blocks."""
+    for reports, code in means.read():
+        frame = (reports.time.astype("datetime64[D]") - days[0]).astype(int)
+        station = np.unique(reports.station_id, return_inverse=True)[1]
+        for modality in spec.modalities:
+            rows = np.flatnonzero(reports.variable == modality.name)
+            rows = rows[np.lexsort((reports.level_hpa[rows], station[rows], frame[rows]))]
             if len(rows):
                 yield _stations(modality.name, reports.take(rows), code[rows], frame[rows], days)
 
