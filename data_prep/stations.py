@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from glob import glob
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.progress import track
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.limits import StationsConfig
 from data_prep.quality import CODES, added, as_text, counts, numbered, quality_control, with_errors
-from data_prep.sorting import Parts, by_station
+from data_prep.sorting import Parts, by_station, emptied
 from data_prep.sources.files import find_files, fingerprint
 from data_prep.sources.igra import read_igra
 from data_prep.sources.quantity import SourceError
@@ -32,11 +33,11 @@ from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.envelope import ContractError, is_finished, read_json, write_json, written_aside
 from slams.contracts.observations import Stations, open_observations, write_observations
-from slams.contracts.storage import aside
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 
 REPORT = "quality.json"
 DAYS_AT_ONCE = 32  # of one row group of the table
+DAYS_A_PART = 12 * DAYS_AT_ONCE  # held at once
 
 
 def plan(config: StationsConfig, whole: PrepConfig) -> list[str]:
@@ -66,7 +67,7 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
     raw_files = [fingerprint(file) for name, pattern in _patterns(config) for file in _files(name, pattern)]
     spec = _specification(config, whole.archive, archive)
     days, counted = np.arange(config.first, config.last + 1), list[dict[str, Any]]()
-    with aside(path) as beside, written_aside(path) as folder:
+    with written_aside(path) as folder, emptied(path.with_name(path.name + ".reports")) as beside:
         stations, means = Parts(beside / "stations"), Parts(beside / "days")
         _read(config, spec, stations)
         for reports, _ in stations.read():
@@ -74,7 +75,7 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
             code = quality_control(checked, archive.spec if archive else spec, config.quality, statistics)
             counted += counts(checked, code, spec)
             daily, code = _daily(checked, code)
-            means.add(daily, code, (daily.time.astype("datetime64[D]") - days[0]).astype(int) // DAYS_AT_ONCE)
+            means.add(daily, code, (daily.time.astype("datetime64[D]") - days[0]).astype(int) // DAYS_A_PART)
         attributes = {"config": made_by, "space": "physical", "source": "reports of stations"}
         write_observations(folder, spec, days, _blocks(means, spec, days), attributes)
         found = added(counted, spec)
@@ -169,9 +170,10 @@ def _blocks(means: Parts, spec: StateSpec, days: np.ndarray) -> Iterator[Station
     for reports, code in means.read():
         frame = (reports.time.astype("datetime64[D]") - days[0]).astype(int)
         station = np.unique(reports.station_id, return_inverse=True)[1]
-        for modality in spec.modalities:
-            rows = np.flatnonzero(reports.variable == modality.name)
-            rows = rows[np.lexsort((reports.level_hpa[rows], station[rows], frame[rows]))]
+        order = np.lexsort((reports.level_hpa, station, frame))
+        block = frame[order] // DAYS_AT_ONCE
+        for number, modality in product(np.unique(block), spec.modalities):
+            rows = order[(block == number) & (reports.variable[order] == modality.name)]
             if len(rows):
                 yield _stations(modality.name, reports.take(rows), code[rows], frame[rows], days)
 

@@ -4,10 +4,12 @@ Each on the small planet and the tiny networks of the chain; errors are computed
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from chain import DATES, MEMBERS, SCORE, finish, start
 from matplotlib.collections import PathCollection, QuadMesh
 
@@ -141,6 +143,34 @@ def test_a_background_is_a_baseline_too(chain, sample, few, background, tmp_path
     rmse = np.sqrt(xr.concat(squares, "day").weighted(area).mean(("day", "latitude", "longitude")))
     found = scores["systems"]["persistence"]["rmse"]
     np.testing.assert_allclose([found[str(level)] for level in scores["levels_hpa"]], rmse, rtol=1e-4)
+
+
+def test_a_background_made_anew_is_another_one(sample, few, make, background, tmp_path, capsys):
+    """At the same place, of the same archive, with twice the error: members of both would be mixed."""
+    place = tmp_path / "guess.zarr"
+    shutil.copytree(background, place)
+    words = (*FIVE_DAYS, f"observations={few}", f"background={place}")
+    sample(*words)
+    assert assimilate(sample.words(*words)) == 0, "of the same one it is finished"
+    shutil.rmtree(place)
+    shutil.copytree(make("background", "worse.zarr", "background.error_share=0.6"), place)
+    capsys.readouterr()
+    assert assimilate(sample.words(*words)) == 2
+    said = capsys.readouterr().err
+    assert "background_sha256" in said and said.count("\n") == 1
+    assert assimilate(["verify", *sample.words(*words)]) == 2
+    assert f"was made with another background than {place} is now" in capsys.readouterr().err
+
+
+def test_what_departures_need_of_a_withheld_modality_is_read_before_anything_is_drawn(chain, refused, tmp_path):
+    """An error of none on one day that is kept; it would have stopped the run after each unit."""
+    given = tmp_path / "given.zarr"
+    shutil.copytree(chain.folder / "observations.zarr", given)
+    seen = open_observations(given)
+    day = int(np.flatnonzero(np.isin(seen.time, np.array(DATES, "datetime64[D]")))[0])
+    zarr.open_group(given, mode="r+")["precipitation/error_std"][day] = 0
+    said = refused(f"observations={given}", "without=[precipitation]")
+    assert "precipitation" in said and "error" in said
 
 
 def test_a_network_trained_without_a_background_refuses_one(chain, refused, background):
