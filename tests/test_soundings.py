@@ -470,6 +470,39 @@ def write_network(folder):
         (folder / f"{station}-data.txt").write_text(text)
 
 
+def test_a_few_stations_are_held_at_once_and_each_with_all_its_files(tmp_path, monkeypatch):
+    """A sounding that stands in two files is a repeated one, whatever part of the reports is looked at."""
+    write_network(tmp_path)
+    (tmp_path / "again.txt").write_text((tmp_path / "ASM00094203-data.txt").read_text())
+    (tmp_path / "set.reports").mkdir()  # left behind by one that was killed
+    monkeypatch.setattr("data_prep.sorting.STATION_PARTS", 1)
+    at_once = run(whole(tmp_path, path=f"{tmp_path}/at_once"))
+    monkeypatch.undo()
+    looked_at, control = [], quality_control
+    seen = lambda reports, *more: looked_at.append(reports) or control(reports, *more)  # noqa: E731
+    monkeypatch.setattr("data_prep.stations.quality_control", seen)
+    found = run(whole(tmp_path))
+    assert sorted(len(reports) for reports in looked_at) == [18, 18, 36]
+    reports = (json.loads((tmp_path / name / "quality.json").read_text())["counts"] for name in ("at_once", "set"))
+    assert (
+        next(reports)
+        == next(reports)
+        == [
+            dict.fromkeys(CODES, 0) | {"variable": "temperature", "level_hpa": level, "used": 18, "repeated": 6}
+            for level in LEVELS
+        ]
+    )
+    assert rows_of(found) == rows_of(at_once) and len(rows_of(found)) == 27 + 18
+    assert not list(tmp_path.glob("*.reports"))
+
+
+def rows_of(found):
+    """Every row, in an order of their own."""
+    seen = found.read_stations("temperature", found.time)
+    columns = (seen.time, seen.station_id, seen.level_hpa, seen.qc, seen.value)
+    return sorted(zip(*(column.astype(str) for column in columns), strict=True))
+
+
 @pytest.mark.parametrize("station", ["XXM00000000", "ASM00094203"])
 def test_a_set_does_not_outlive_the_files_that_it_was_made_of(tmp_path, station):
     """One more, or one that was corrected; those that are gone are no matter. Earlier versions did not list them."""
