@@ -306,6 +306,21 @@ def test_a_baseline_far_behind_leaves_the_axis_and_the_legend_says_so():
     assert f"{SYSTEMS['interpolation']}, off the scale" in lines(figure) and SYSTEMS["score"] in lines(figure)
 
 
+def test_a_long_legend_takes_nothing_from_the_curves():
+    study = made()
+    heights = []
+    for n in (0, 12):
+        for number in range(n):
+            name = f"more{number}"
+            study["systems"][name] = {"label": f"another system with a long name, {number}"}
+            for setting in study["results"].values():
+                setting[name] = setting["score"]
+        figure = figures.curves(study, "cells a block", "crps")
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.9 * heights[0]
+
+
 def test_sixteen_systems_have_sixteen_styles():
     study = made()
     one = study["systems"]["score"]
@@ -350,8 +365,9 @@ def test_figures_are_files_of_both_kinds(folder):
         assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()
 
 
-def test_writing_again_changes_nothing(folder, text):
+def test_writing_again_changes_nothing_and_leaves_nothing_of_before(folder, text):
     before = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    (folder / "figures" / "profile-coarse-99.png").touch()
     write(folder, made())
     assert (folder / "report.html").read_text() == text
     assert {path.name: path.read_bytes() for path in (folder / "figures").iterdir()} == before

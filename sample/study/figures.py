@@ -37,6 +37,7 @@ STYLES = (
     ("#000000", "*", ":"),
 )
 AGAIN = ("<", ">", "p", "h", "d", "8", "H", "1")  # markers of the second round
+ROWS, ROW = 4, 0.17  # lines of a legend for which there is place, and inches of each further one
 ROOM = 1.6  # of the largest value of those that analyse
 PUBLISHED_SHIFT = 6  # points to the right of ours
 LOG_FROM = 4.0  # values that span more than this factor stand on a logarithmic axis
@@ -204,7 +205,11 @@ def _finished(figure: Figure, axes: Axes) -> None:
     axes.grid(color=GRID, lw=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower left", ncols=1 if _longest(axes) > 26 else 2, fontsize=8)
+    columns = 1 if _longest(axes) > 26 else 2
+    rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / columns)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + ROW * max(0, rows - ROWS))  # a long legend takes nothing from the curves
+    figure.legend(loc="outside lower left", ncols=columns, fontsize=8)
 
 
 def _longest(axes: Axes) -> int:

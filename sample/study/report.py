@@ -41,6 +41,8 @@ def write(folder: Path, study: Study) -> Path:
     """
     study = json.loads(json.dumps(study))  # levels are text from here on
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    for old in (path for path in (folder / FIGURES).iterdir() if path.suffix in (".png", ".svg")):
+        old.unlink()  # of a setting that is no longer shown, it would be taken for one of these
     write_json(folder / JSON, study)
     write_text(folder / CSV, _csv(study))
     write_text(folder / PAGE, document(study["title"], _body(folder, study)))
