@@ -22,7 +22,7 @@ from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.archive import METADATA, Archive, array, open_archive
 from slams.contracts.envelope import ContractError, read_json
 from slams.contracts.gridded import PARTS, Gridded
-from slams.contracts.observations import CHECKED_DAYS, Fingerprint, Observations, open_observations
+from slams.contracts.observations import Fingerprint, Observations, open_observations
 from slams.contracts.shards import Manifest
 from slams.contracts.storage import place
 from slams.spec import Modality
@@ -220,8 +220,7 @@ def _observations(path: str) -> list[Step]:
             steps += [partial(_part, opened, field, where) for where in parts(field)]
         if f"{name}/weight" in group:
             steps.append(partial(_weight, opened, array(group, f"{name}/weight")))
-    blocks = [opened.time[i : i + CHECKED_DAYS] for i in range(0, len(opened.time), CHECKED_DAYS)]
-    steps += [partial(_used, opened, name, days) for name in opened.names for days in blocks]
+    steps += [partial(_used, opened, name, days) for name in opened.names for days in opened.blocks(opened.time)]
     return [*steps, partial(_fingerprint, opened)]
 
 
@@ -255,9 +254,9 @@ def _fingerprint(opened: Observations) -> Iterator[str]:
     found, group = Fingerprint(), _group(str(opened.path))
     try:
         for name in opened.gridded:
-            for i in range(0, len(opened.time), CHECKED_DAYS):
-                seen = opened.read(name, opened.time[i : i + CHECKED_DAYS])
-                mask = np.asarray(array(group, f"{name}/mask")[i : i + CHECKED_DAYS]).astype(bool)
+            for where in opened.blocks(np.arange(len(opened.time))):
+                seen = opened.read(name, opened.time[where])
+                mask = np.asarray(array(group, f"{name}/mask")[where[0] : where[-1] + 1]).astype(bool)
                 weight = None if is_old else seen.weight_HW
                 found.add(replace(seen, mask=mask, weight_HW=weight))  # as it was written, on missing values too
     except ContractError:

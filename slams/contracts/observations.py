@@ -14,7 +14,7 @@ What was simulated names the statistics of the archive that it was simulated fro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ __all__ += ["open_observations", "write_observations"]
 
 FORMAT, VERSION = "slams-observations", 1
 LATENT = Modality("latent", "state", "1", "")
-CHECKED_DAYS = 64
+CHECKED_DAYS, CHECKED_BYTES = 64, 2**28  # read at once, whichever is less
 
 
 Observed = Gridded | Stations
@@ -122,6 +122,12 @@ class Observations:
                 found.append(self.read_stations(name, days))
         return found
 
+    def blocks(self, where: np.ndarray) -> Iterator[np.ndarray]:
+        """Positions or days in blocks of so many as may be read at once."""
+        day_bytes = 3 * 4 * self.spec.n_channels * int(np.prod(self.spec.grid.shape))
+        size = max(1, min(CHECKED_DAYS, CHECKED_BYTES // day_bytes))
+        yield from (where[i : i + size] for i in range(0, len(where), size))
+
     def check(self, names: Sequence[str], days: np.ndarray) -> np.ndarray:
         """Read, block by block, what a run is going to read, so that it is refused before anything is drawn.
 
@@ -132,9 +138,9 @@ class Observations:
             ContractError: as `read_all`, or a modality of which nothing is observed on any of those days.
         """
         unseen, observed = list(names), np.zeros(len(days), bool)
-        for i in range(0, len(days), CHECKED_DAYS):
-            for seen in self.read_all(names, days[i : i + CHECKED_DAYS]):
-                observed[i : i + CHECKED_DAYS] |= seen.observed_days
+        for block in self.blocks(np.arange(len(days))):
+            for seen in self.read_all(names, days[block]):
+                observed[block] |= seen.observed_days
                 if seen.name in unseen and seen.observed_days.any():
                     unseen.remove(seen.name)
         if unseen:
