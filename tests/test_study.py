@@ -264,11 +264,12 @@ def test_a_job_is_whole_whatever_array_or_step_the_study_is_in(job, tmp_path, mo
     assert names == {"SLURM_JOB_END_TIME"}, "the time there is holds for the job too"
 
 
-def test_a_job_that_left_for_want_of_time_is_no_failure_and_no_other_is_begun(job, tmp_path):
-    stages = [job("raise SystemExit(75)", "short"), job("raise SystemExit(0)", "later")]
+def test_a_job_that_left_for_want_of_time_is_no_failure_and_no_other_is_begun(job, tmp_path, capsys):
+    stages = [job(f"raise SystemExit({status})", name) for name, status in (("bad", 2), ("short", 75), ("later", 0))]
     with pytest.raises(Leave):
         complete(stages, tmp_path, 1, 1, independent=True)
-    assert not stages[0].done(tmp_path) and not (tmp_path / "logs" / "later.log").exists()
+    assert not stages[1].done(tmp_path) and not (tmp_path / "logs" / "later.log").exists()
+    assert "stage bad ended with status 2" in capsys.readouterr().err
 
 
 def test_who_was_asked_to_stop_begins_nothing_and_minds_no_job_that_has_ended(job, tmp_path):

@@ -228,6 +228,7 @@ def complete(stages: Iterable[Stage], folder: Path, processes: int, threads: int
             jobs.stop()
             raise
     if jobs.stopped:
+        sys.stderr.writelines(f"{error}\n" for error in failed)  # which whoever starts it again would not hear of
         raise Leave
     if failed:
         raise failed[0]
