@@ -62,7 +62,7 @@ def ocean_without_rain():
 def told_its_latitude():
     """Sine and cosine of the latitude as two more channels of the score network."""
     latitude = torch.from_numpy(np.deg2rad(Grid(*SHAPE).latitude)).float()
-    static = torch.stack([latitude.sin(), latitude.cos()])[:, :, None].expand(2, *SHAPE)
+    static = torch.stack([latitude.sin(), latitude.cos()])[:, :, None].repeat(1, 1, SHAPE[1])
     return patch("slams.model.UNet", partial(UNet, static_SHW=static))
 
 
