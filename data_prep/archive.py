@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from rich.progress import track
 
 from data_prep.blocks import Block, Lost, Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
@@ -131,7 +132,8 @@ def _refuse_lost(work: Work, written: list[Block], lost: Lost, in_order: InOrder
     Raises:
         ContractError: naming the first file; the same command writes its block again.
     """
-    found = dict(zip(written, in_order(lost, written), strict=True))
+    bar = track(in_order(lost, written), "read again", len(written), transient=True)
+    found = dict(zip(written, bar, strict=True))
     for block in (block for block, wrong in found.items() if wrong):
         work.forget(block)
     for line in (line for wrong in found.values() for line in wrong):

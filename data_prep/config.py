@@ -77,7 +77,7 @@ class ArchiveConfig:
         n_latitude, n_longitude: target grid.
         level_hpa: levels of temperature, in channel order.
         train_years, validation_years, test_years: first and last year of each split; they may not overlap.
-        missing_days_allowed: days a modality may lack before the stage refuses; a missing day stays missing.
+        missing_days_allowed: days of the splits a modality may lack before the stage refuses; such a day stays missing.
         normalise: ``scalar`` (the paper) or ``anomaly`` (from a smooth day-of-year climatology).
         log_precipitation: standardise log(1 + rain) in place of rain.
         variables: further variables of the state, after the others in channel order.

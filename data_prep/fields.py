@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 import zarr
+from rich.progress import track
 
 from data_prep.config import ArchiveConfig, VariableConfig
 from data_prep.regrid import Method, conservative, regrid
@@ -154,7 +155,7 @@ def _of_period(
     paths: list[str], quantity: Quantity, level_hpa: tuple[int, ...], time: np.ndarray
 ) -> list[list[str | int]]:
     found, used = [], []
-    for path in paths:
+    for path in track(paths, f"files of {quantity.name}", transient=True):
         piece = decode(path, quantity, level_hpa or None)
         found.append(_fingerprint(path, _member(path, str(piece.fields[0].name))))
         days = piece.time.astype("datetime64[D]")

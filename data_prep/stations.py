@@ -91,7 +91,7 @@ def _refuse_other_files(path: Path, config: StationsConfig) -> None:
         ContractError: naming the first; an earlier version has not written down of which files it made its sets.
     """
     before = read_json(path / REPORT, "the report of the quality control").get("raw_files")
-    files = [file for _, pattern in _patterns(config) for file in find_files(pattern)]
+    files = [Path(file) for _, pattern in _patterns(config) for file in find_files(pattern)]
     for found in (fingerprint(file) for file in files if before is not None):
         if found not in before:
             raise ContractError(

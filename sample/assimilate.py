@@ -40,7 +40,7 @@ def plan(config: SampleConfig) -> list[str]:
     made.check_days(work)
     begun = open_analysis(config.product) if stands(config.product) else None
     if begun:
-        is_finished(begun.path, begun.attributes["config"], made.made_by)  # or refused
+        _check_same(begun, made.made_by)
     done = sum(begun.finished(unit.name) is not None for unit in work) if begun else 0
     n_days, n_members = len(work[0].all_days), len(work[0].members)
     held = made.method.held_bytes(n_days, n_members) / 2**30
@@ -148,5 +148,16 @@ def _product(config: SampleConfig, made: Run, members_per_unit: int) -> Analysis
         unit = (members_per_unit, config.period.segment_days)
         create(path, made.spec, time_axis, config.members, attributes, unit, config.keepbits)
     product = open_analysis(path)
-    is_finished(path, product.attributes["config"], made_by)
+    _check_same(product, made_by)
     return product
+
+
+def _check_same(begun: Analysis, made_by: dict[str, Any]) -> None:
+    """Refuse to go on with a product that another configuration began; an early version did not tell its background.
+
+    Raises:
+        ContractError: it did; names what is different.
+    """
+    given = begun.attributes["config"]
+    told = {name: value for name, value in made_by.items() if name != "background_sha256" or name in given}
+    is_finished(begun.path, given, told)

@@ -89,17 +89,20 @@ class Case:
             yield name, product.read(where)
         known = self._known(day)
         if seen := {name: parts[0] for name, parts in self.observed(day).items()}:
-            yield "anomaly_interpolation", self._each(known, seen, baselines.anomaly_interpolation)
+            observed = np.where(self._observed, known, np.nan)  # elsewhere it is 0, which is no climatology
+            yield "anomaly_interpolation", self._each(observed, seen, baselines.anomaly_interpolation)
             yield "interpolation", self._each(known, seen, baselines.interpolation)
         if self.first_guess is not None:
-            yield "persistence", baselines.persistence(self.first_guess.read(self.before[day[0]]), 1)
+            yield "persistence", baselines.persistence(self.guess(where), 1)
         yield "climatology", known
         yield "autoencoder", self._reconstructed(day)
 
     def guess(self, where: int) -> np.ndarray:
         """What was known of a date before it was observed, x_CHW: the background, or the climatology."""
         day = self.time[where : where + 1]
-        return self._known(day)[0] if self.first_guess is None else self.first_guess.read(self.before[day[0]])
+        if self.first_guess is None:
+            return self._known(day)[0]
+        return not_negative(self.first_guess.read(self.before[day[0]]), self.spec)
 
     @cached_property
     def _observed(self) -> np.ndarray:
@@ -108,7 +111,8 @@ class Case:
         return _select(given, self.archive.spec, self.spec)[0] == 1
 
     def _known(self, day: np.ndarray) -> np.ndarray:
-        return _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
+        known = _select(baselines.climatology(self.climatology, day), self.archive.spec, self.spec)
+        return not_negative(known, self.spec)
 
     @property
     def scale(self) -> tuple[np.ndarray, np.ndarray]:
@@ -183,7 +187,7 @@ def open_case(config: SampleConfig) -> Case:
     archive, observations = open_archive(config.archive), open_observations(config.observations)
     for path, spec in ((archive.path, archive.spec), (observations.path, observations.spec)):
         _check_same_fields(first, path, spec)
-    observations.check_truth(archive.path, archive.attributes["statistics_sha256"], archive.content)
+    observations.check_truth(archive.path, archive.attributes["statistics_sha256"])
     archive.index_of(first.time)
     bundle = open_bundle(config.autoencoder) if config.autoencoder else None
     guess = FirstGuess(config.background, first.spec) if config.background else None

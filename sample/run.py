@@ -70,8 +70,8 @@ class Run:
         every_day = np.unique(np.concatenate(list(segments)))
         observed_days = every_day[self.observations.check(self.observed, every_day)]
         withheld = [name for name in self.config.without if name in self.observations.names]
-        for day in np.unique(np.concatenate([unit.days for unit in work])) if withheld else ():
-            self.observations.read_all(withheld, day[None])  # departures will
+        for days in self.observations.blocks(np.unique(np.concatenate([unit.days for unit in work]))):
+            self.observations.read_all(withheld, days)  # departures will
         for days in segments:
             if not np.isin(days, observed_days).any():
                 raise ContractError(

@@ -32,6 +32,8 @@ from slams.observe import Interpolation, observe
 from slams.spec import Grid, StateSpec
 from slams.statistics import Statistics, day_features
 
+SMALL = 1e-9  # instead of no weight at all
+
 
 def climatology(statistics: Statistics, time: np.ndarray) -> np.ndarray:
     """The train years' smooth day-of-year climatology in physical units, x_LCHW.
@@ -113,12 +115,17 @@ def _on_grid(seen: Gridded, x_LCHW: np.ndarray) -> np.ndarray:
 
 
 def _departing_stations(seen: Stations, spec: StateSpec, x_LCHW: np.ndarray) -> Stations:
-    """Values less H(x) where they stand, not in the middle of their cells; what is not usable stays as it is."""
+    """Values less H(x) where they stand, not in the middle of their cells; what is not usable stays as it is.
+
+    Neighbours of which nothing is known, as those at sea of a gauge on the coast, have no weight.
+    """
     used, at = usable(seen, spec)
     _, *shape_CHW = x_LCHW.shape
-    expected = Interpolation(at, seen.frame[used], (shape_CHW[0], shape_CHW[1], shape_CHW[2]))
+    h = Interpolation(at, seen.frame[used], (shape_CHW[0], shape_CHW[1], shape_CHW[2]))
+    known = np.isfinite(x_LCHW)
+    total, weight = (h(torch.from_numpy(part)[None])[0].numpy() for part in (np.where(known, x_LCHW, 0), known * 1.0))
     value = seen.value.copy()
-    value[used] -= expected(torch.from_numpy(x_LCHW)[None])[0].numpy()
+    value[used] -= np.where(weight > 0, total / np.maximum(weight, SMALL), np.nan)
     return replace(seen, value=value)
 
 

@@ -28,6 +28,7 @@ from world import write_world
 
 from data_prep.__main__ import main as prepare
 from data_prep.background import drawn_anomalies
+from data_prep.blocks import Writer
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
 from slams.contracts.archive import consolidate, open_archive
@@ -134,18 +135,20 @@ def test_two_processes_write_the_same_archive(tmp_path, here):
     assert_same()
 
 
-def test_a_second_program_leaves_the_work_of_the_first_alone(tmp_path, here, capsys):
+def test_a_second_program_leaves_the_work_of_the_first_alone(tmp_path, here, capsys, monkeypatch):
     """With another configuration it would have removed what a living one writes, which would have gone on there."""
     place, assert_same = here
-    process = start(tmp_path, place)
-    wait_for(tmp_path / "archive.marks", "*-*.json", 2)
-    process.send_signal(signal.SIGSTOP)
-    assert prepare(words(tmp_path, place, "archive.decimals=3")) == 2
+    with monkeypatch.context() as stopped:
+        stopped.setattr("data_prep.archive._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        assert prepare(words(tmp_path, place)) == 2
+    marks = sorted((tmp_path / "archive.marks").iterdir())
+    capsys.readouterr()
+    with alone(tmp_path / "archive"):
+        assert prepare(words(tmp_path, place, "archive.decimals=3")) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}/archive: another program is making it" in said and said.count("\n") == 1
-    process.send_signal(signal.SIGCONT)
-    assert process.wait() == 0
-    process.stderr.close()
+    assert sorted((tmp_path / "archive.marks").iterdir()) == marks
+    assert prepare(words(tmp_path, place)) == 0
     assert_same()
 
 
@@ -263,19 +266,17 @@ def test_raw_files_that_changed_do_not_pass_for_those_it_was_made_of(longer, cap
     assert prepare(words(longer)) == 0 and tree(longer / "archive") == before
 
 
-def test_a_file_that_gives_no_day_of_the_period_is_no_matter(longer, capsys):
+def test_a_file_that_gives_no_day_of_the_period_is_no_matter(longer, capsys, monkeypatch):
     """This year's, which the provider replaces every day: neither for what stands nor for work that goes on."""
     shift = lambda dataset: dataset.assign(olr=dataset.olr + 1)  # noqa: E731
-    process = start(longer)
-    wait_for(longer / "archive.marks", "*-*.json", 2)
-    process.kill()
-    process.communicate()
+    with monkeypatch.context() as stopped:
+        stopped.setattr("data_prep.archive._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        assert prepare(words(longer)) == 2
     spoil(longer / "raw", "olr", shift, year=2004)
-    kept = {path: path.stat().st_mtime_ns for path in (longer / "archive.marks").glob("*-*.json")}
-    process = start(longer)
-    wait_for(longer / "archive.marks", "*-*.json", len(kept) + 1)
-    assert all(path.stat().st_mtime_ns == at for path, at in kept.items())
-    assert process.communicate()[1] == "" and process.returncode == 0
+    with monkeypatch.context() as done:
+        done.setattr(Writer, "__call__", lambda *_: pytest.fail("a finished block was written again"))
+        assert prepare(words(longer)) == 0
+    assert "made anew" not in capsys.readouterr().out
     listed = json.loads((longer / "archive" / "raw_files.json").read_text())
     assert [Path(path).name for path, *_ in listed["olr"]] == [f"olr.2xdaily.{year}.nc" for year in (2001, 2002, 2003)]
     spoil(longer / "raw", "olr", shift, year=2004)

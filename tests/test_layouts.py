@@ -340,6 +340,34 @@ def test_a_further_variable_that_is_added_up_over_hours_is_not_averaged(tmp_path
         open_fields(config)
 
 
+@pytest.mark.parametrize(("methods", "said"), [("time: point", "mean"), ("time: mean", "mean")])
+def test_a_thickness_at_instants_is_no_total_where_its_file_says_so(tmp_path, methods, said):
+    """Metres are not only what is added up; without a word of the file it stays refused, and one a day is no sum."""
+    climate_data_store_new(tmp_path / "t.nc", times(LEAP, 2), (500,))
+    with Dataset(stamped(tmp_path, np.arange(48)), "a") as file:
+        file["precip"].units, file["precip"].cell_methods = "m", methods
+    (tmp_path / "p.nc").rename(tmp_path / "further.nc")
+    further = f"{tmp_path}/further.nc"
+    ice = VariableConfig("ice", "sea_ice_thickness", "m", further, ["precip"], [0, 99], on_levels=False)
+    config = ArchiveConfig(
+        path="archive",
+        sources=SourcesConfig(temperature=f"{tmp_path}/t.nc", precipitation="", olr=""),
+        n_latitude=4,
+        n_longitude=8,
+        train_years=[2004, 2004],
+        validation_years=[2005, 2005],
+        test_years=[2006, 2006],
+        level_hpa=[500],
+        variables=[ice],
+    )
+    field = open_fields(config)["ice"]
+    assert field.sizes["time"] == 2 and f"time: {said}" in field.attrs["cell_methods"]
+    with Dataset(stamped(tmp_path, [0, 24], values=np.full((2, 2, 3), 1.0)), "a") as file:
+        file["precip"].units = "m"
+    (tmp_path / "p.nc").rename(tmp_path / "further.nc")
+    assert "sum" not in open_fields(config)["ice"].attrs.get("cell_methods", "")
+
+
 def test_means_of_a_month_are_refused(tmp_path):
     path = stamped(tmp_path, [0, 744], [[0, 744], [744, 1416]])
     with pytest.raises(SourceError, match=r"p\.nc: time_bnds: an interval of 31 days; 0 to 1 day is allowed"):

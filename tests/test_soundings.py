@@ -521,6 +521,14 @@ def test_a_set_does_not_outlive_the_files_that_it_was_made_of(tmp_path, station)
     run(whole(tmp_path))
 
 
+def test_a_pattern_relative_to_here_is_the_same_file(tmp_path, monkeypatch):
+    write_network(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    here = whole(tmp_path)
+    here = replace(here, stations=replace(here.stations, igra="./*-data.txt"))
+    assert len(run(here).time) == len(run(here).time)
+
+
 def test_the_operator_finds_the_fields_values_at_real_stations(tmp_path):
     write_network(tmp_path)
     found = run(whole(tmp_path))

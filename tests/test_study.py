@@ -295,6 +295,16 @@ def test_a_preparation_whose_result_was_removed_is_no_done_one():
     assert [stage.leaves for stage in fair] == ["runs/demo/archive.zarr", "runs/studies/fair/background.zarr"]
 
 
+def test_an_archive_of_other_files_is_observed_again(study):
+    """The job then refuses the set that stands, in a sentence, if it is not of these files."""
+    config = load(StudyConfig, study)
+    stages = planned(config, (16, 32)).observe
+    assert stages and {file for stage in stages for file in stage.files} == {
+        f"{study.parent}/archive.zarr/raw_files.json"
+    }
+    assert all(Path(file).is_file() for stage in stages for file in stage.files)
+
+
 def test_optimal_interpolation_does_not_stand_on_the_score_network(study):
     plan = planned(load(StudyConfig, study), (16, 32))
     models = {system: plan.cases["coarse-4", system].files for system in ("slams", "enoi")}

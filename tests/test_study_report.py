@@ -306,6 +306,18 @@ def test_a_baseline_far_behind_leaves_the_axis_and_the_legend_says_so():
     assert f"{SYSTEMS['interpolation']}, off the scale" in lines(figure) and SYSTEMS["score"] in lines(figure)
 
 
+def test_an_axis_has_room_for_the_best_value_and_for_what_was_published():
+    study = made()
+    for setting in study["results"].values():
+        for system in setting.values():
+            if "spread_skill" in system:
+                system["spread_skill"]["mean"]["value"] = 0.5
+    assert figures.curves(study, "cells a block", "spread_skill").axes[0].get_ylim()[1] > 1
+    for at in ("coarse-4", "coarse-8"):
+        study["published"][at]["score"]["w1"]["mean"]["highest"] = 0.5
+    assert figures.curves(study, "cells a block", "w1").axes[0].get_ylim()[1] > 0.5
+
+
 def test_a_long_legend_takes_nothing_from_the_curves():
     study = made()
     heights = []

@@ -24,7 +24,6 @@ from sample.sums import read_sums
 from sample.tally import tallied
 from sample.verify import verify
 from slams.contracts import analysis, archive
-from slams.contracts.archive import open_archive
 from slams.contracts.bundle import write_bundle
 from slams.contracts.envelope import ContractError
 from slams.contracts.observations import Gridded, Operator, Stations, open_observations, write_observations
@@ -64,7 +63,11 @@ def statistics(kind="anomaly"):
 
 
 def write_archive(folder, kind="anomaly", config=None):
-    attributes = {"config": config or {}, "splits": {"train": [2001, 2001], "test": [2001, 2001]}, "missing_days": {}}
+    attributes = {
+        "config": config or {},
+        "splits": {"train": [2001, 2001], "test": [2001, 2001]},
+        "missing_days": {},
+    }
     group = archive.create(folder, SPEC, DAYS, np.zeros(len(DAYS), int), attributes)
     for modality in SPEC.modalities:
         x = truth(DAYS)[:, SPEC.channels(modality.name)]
@@ -527,15 +530,6 @@ def test_observations_of_another_truth_are_refused(config, tmp_path):
     refused(config, "was simulated from another archive than .*archive.zarr is now; give that one")
 
 
-def test_observations_of_an_archive_that_was_made_anew_are_refused(config, tmp_path):
-    """Its train years are the same, and a test year has another truth."""
-    content = open_archive(config.archive).content
-    zarr.open_group(config.observations, mode="r+").attrs["archive_sha256"] = content
-    verify(config)
-    zarr.open_group(config.observations, mode="r+").attrs["archive_sha256"] = "0" * 64
-    refused(config, "was simulated from another archive than .*archive.zarr is now; give that one")
-
-
 def test_another_background_than_the_products_is_refused(config, tmp_path):
     """Persistence and the increment would have been another's."""
     write_product(tmp_path / "run" / "analysis-without-x.zarr", OFFSETS, background="before.zarr")
@@ -589,7 +583,7 @@ def test_a_cell_that_the_train_years_hardly_observed_is_no_hole_in_the_analysis(
     assert rain["rmse"]["mean"] == pytest.approx(1, abs=1e-5)
 
 
-def test_rain_below_none_is_none_of_every_system(config, tmp_path):
+def test_rain_below_none_is_none_of_every_system(config, tmp_path, monkeypatch):
     """The climatology is 3 and gauges say 8 below the truth of 1 or 5: none, and so errors of 1 and 5."""
     x = truth(DAYS)[:, 3:4] - 8
     given = Gridded("precipitation", Operator("subsample", 1), x, np.ones_like(x), np.isfinite(x))
@@ -598,6 +592,26 @@ def test_rain_below_none_is_none_of_every_system(config, tmp_path):
     systems = dict(case.systems(0))
     for name in ("interpolation", "anomaly_interpolation"):
         assert systems[name][0, 3][LAND > 0] == pytest.approx(0)
+    below = statistics()
+    below.harmonics[0, 3] = -1
+    wet = replace(case, climatology=below, first_guess=FirstGuess(config.archive, SPEC), before={CASES[0]: CASES[0]})
+    monkeypatch.setattr(FirstGuess, "read", lambda *_: truth(DAYS)[0] - 9)
+    for name, x in wet.systems(0):
+        assert name == "analysis" or not (x[:, 3] < 0).any(), name
+    assert not (wet.guess(0)[3] < 0).any()
+
+
+def test_a_gauge_on_the_coast_departs_from_the_climatology_of_the_land(config, tmp_path):
+    """Between a cell of land, of 3 mm/day, and one of sea, where nothing is known; it reports 3 and so no departure."""
+    row, last = np.argwhere(LAND > 0).max(axis=0)
+    n, longitude = 1, np.array([GRID.longitude[last] + 0.45 * 360 / GRID.n_longitude])
+    seen = Stations(
+        "precipitation", CASES[:1], np.zeros(n, int), GRID.latitude[[row]], longitude, np.full(n, np.nan, np.float32),
+        np.full(n, 3, np.float32), np.ones(n, np.float32), np.array(["a"], object), np.zeros(n, np.int8),
+    )  # fmt: skip
+    write_observations(tmp_path / "coast", SPEC, CASES[:1], [seen], {"config": {}})
+    systems = dict(open_case(replace(config, observations=str(tmp_path / "coast"))).systems(0))
+    assert systems["anomaly_interpolation"][0, 3][LAND > 0] == pytest.approx(3)
 
 
 def test_segments_of_one_day_join_every_day(config):

@@ -11,7 +11,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 
-from data_prep.sources.decode import DEGREES_TOLERANCE, Piece, decode
+from data_prep.sources.decode import DEGREES_TOLERANCE, Piece, decode, is_total
 from data_prep.sources.quantity import Quantity, SourceError
 from data_prep.sources.times import DAY
 
@@ -159,7 +159,7 @@ def _refuse_mixed_steps(pieces: list[Piece]) -> None:
 
 def _refuse_parts_of_days(pieces: list[Piece], file: np.ndarray) -> None:
     """A mean of totals of parts of a day, each in a file of its own, would be a part of the day's total."""
-    totals = [piece for piece in pieces if piece.units in piece.quantity.totals]
+    totals = [piece for piece in pieces if is_total(piece.units, piece.over_time, piece.quantity)]
     if file.shape[1] > 1 and totals:
         raise SourceError(
             f"{totals[0].path}: {totals[0].quantity.name}: totals in {totals[0].units!r}, {file.shape[1]} a day with "

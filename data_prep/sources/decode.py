@@ -110,7 +110,7 @@ def decode(path: str | Path, quantity: Quantity, level_hpa: Sequence[int] | None
     found = intervals(path, field["time"], raw)
     lengths = None if found is None else found[1] - found[0]
     over_time = _over_time(field, quantity, lengths)
-    if field.attrs.get("units") in quantity.totals:
+    if is_total(str(field.attrs.get("units")), over_time, quantity):
         _refuse_parts_of_a_day(path, field, time, lengths)
     if "time" in field.dims:
         field = field.isel(time=within)
@@ -248,11 +248,19 @@ def _over_time(field: xr.DataArray, quantity: Quantity, lengths: np.ndarray | No
     said = re.search(r"time: (\w+)", str(field.attrs.get("cell_methods", "")))
     if said and said[1] != "sum":
         return said[1]
-    if said or field.attrs.get("units") in quantity.totals:
-        return "sum" if quantity.units in quantity.totals else "mean"  # a rate from the total of a day
+    if said:
+        return "sum" if quantity.units in quantity.totals else "mean"
+    if field.attrs.get("units") in quantity.totals and quantity.units not in quantity.totals:
+        return "mean"  # a rate from the total of a day
     if lengths is None:
         return ""
     return "mean" if lengths.any() else "point"
+
+
+def is_total(units: str, over_time: str, quantity: Quantity) -> bool:
+    """Whether values may be totals since another time: by their unit, unless that has other uses and the file tells."""
+    other = over_time in ("point", "mean") and quantity.units in quantity.totals
+    return units in quantity.totals and not other
 
 
 def _refuse_parts_of_a_day(path: Path, field: xr.DataArray, time: np.ndarray, lengths: np.ndarray | None) -> None:

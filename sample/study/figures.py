@@ -161,8 +161,8 @@ def _room(study: Study, score: str, settings: list[str], levels: list[str]) -> f
     systems = [name for name in study["systems"] if name not in BASELINES]
     places = [(s, name, score, at) for s in settings for name in systems for at in levels]
     found = [entry(study, part, *place) for part in ("results", "published") for place in places]
-    largest = max((each["value"] for each in found if each), default=math.inf)
-    return ROOM * largest if study["scores"][score].get("better") in ("low", "one") else math.inf
+    ends = [max(each["value"], each.get("highest", -math.inf), *each.get("interval", ())) for each in found if each]
+    return max(ROOM * max(ends, default=math.inf), ROOM * BEST.get(study["scores"][score].get("better", ""), 0))
 
 
 def _named(study: Study, system: str, values: list[float], room: float) -> str:

@@ -11,7 +11,7 @@ from sample.config import SampleConfig
 from sample.study.config import StudyConfig
 from sample.study.stages import Stage
 from slams.config import load, selected
-from slams.contracts.archive import open_archive
+from slams.contracts.archive import RAW_FILES, open_archive
 from slams.contracts.envelope import ContractError
 from slams.spec import StateSpec
 
@@ -138,9 +138,11 @@ def _observing(
     how = _filled(f"systems.{system}.observe", _how(config, system), _fills(config, setting, factor))
     words = shlex.split(how)
     words += [f"observe.path={_observations(config, setting, system, split)}", f"observe.split={split}"]
-    command = ("data_prep", "observe", *shlex.split(data_words(config, config.systems[system].data)), *words)
+    of_data = shlex.split(data_words(config, config.systems[system].data))
+    command = ("data_prep", "observe", *of_data, *words)
+    made_of = f"{selected(of_data[0], of_data[1:], 'archive.path')}/{RAW_FILES}"
     done = f"{_observations(config, setting, system, split)}/zarr.json"
-    return Stage(_observing_name(config, setting, system, split), (command,), after, leaves=done)
+    return Stage(_observing_name(config, setting, system, split), (command,), after, (made_of,), done)
 
 
 def _stood_on(words: Sequence[str]) -> tuple[str, ...]:

@@ -109,15 +109,9 @@ def _write_time(group: zarr.Group, time: np.ndarray) -> None:
 
 
 def _write_run(group: zarr.Group, run: np.ndarray) -> None:
-    numbers = group.create_array(
-        "run",
-        shape=run.shape,
-        dtype="int32",
-        chunks=run.shape,
-        fill_value=-1,
-        dimension_names=["time"],
-        compressors=codecs(),
-    )  # no run is -1: numbers that were lost do not read as one long run
+    how: dict[str, Any] = {"dtype": "int32", "dimension_names": ["time"], "compressors": codecs()}
+    how["fill_value"] = -1  # which no run is: numbers that were lost do not read as one long run
+    numbers = group.create_array("run", shape=run.shape, chunks=run.shape, **how)
     numbers[:] = run
     numbers.attrs["long_name"] = "number of the continuous record; windows never cross from one to the next"
 
