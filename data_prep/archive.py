@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,12 @@ def _refuse_lost(work: Work, written: list[Block], lost: Lost, in_order: InOrder
     Raises:
         ContractError: naming the first file; the same command writes its block again.
     """
-    bar = track(in_order(lost, written), "read again", len(written), transient=True)
-    found = dict(zip(written, bar, strict=True))
-    for block in (block for block, wrong in found.items() if wrong):
+    found = in_order(lost, written)
+    bar = track(found, "read again", len(written), transient=True, disable=not sys.stdout.isatty())
+    told = dict(zip(written, bar, strict=True))
+    for block in (block for block, wrong in told.items() if wrong):
         work.forget(block)
-    for line in (line for wrong in found.values() for line in wrong):
+    for line in (line for wrong in told.values() for line in wrong):
         raise ContractError(f"{line}; the same command writes it again")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import xarray as xr
 import zarr
@@ -155,7 +157,7 @@ def _of_period(
     paths: list[str], quantity: Quantity, level_hpa: tuple[int, ...], time: np.ndarray
 ) -> list[list[str | int]]:
     found, used = [], []
-    for path in track(paths, f"files of {quantity.name}", transient=True):
+    for path in track(paths, f"files of {quantity.name}", transient=True, disable=not sys.stdout.isatty()):
         piece = decode(path, quantity, level_hpa or None)
         found.append(_fingerprint(path, _member(path, str(piece.fields[0].name))))
         days = piece.time.astype("datetime64[D]")
