@@ -305,6 +305,22 @@ def test_totals_over_less_than_a_day_are_refused(tmp_path, hours, units, allowed
         open_precipitation([path])
 
 
+def with_further(folder, name, standard_name, units):
+    """An archive of temperature and of a further variable, called precip in its file."""
+    file = f"{folder}/further.nc"
+    return ArchiveConfig(
+        path="archive",
+        sources=SourcesConfig(temperature=f"{folder}/t.nc", precipitation="", olr=""),
+        n_latitude=4,
+        n_longitude=8,
+        train_years=[2004, 2004],
+        validation_years=[2005, 2005],
+        test_years=[2006, 2006],
+        level_hpa=[500],
+        variables=[VariableConfig(name, standard_name, units, file, ["precip"], [0, 99], on_levels=False)],
+    )
+
+
 @pytest.mark.parametrize(
     ("units", "standard_name", "refused"),
     [
@@ -320,19 +336,7 @@ def test_a_further_variable_that_is_added_up_over_hours_is_not_averaged(tmp_path
     with Dataset(stamped(tmp_path, np.arange(48)), "a") as file:
         file["precip"].units = units
     (tmp_path / "p.nc").rename(tmp_path / "further.nc")
-    config = ArchiveConfig(
-        path="archive",
-        sources=SourcesConfig(temperature=f"{tmp_path}/t.nc", precipitation="", olr=""),
-        n_latitude=4,
-        n_longitude=8,
-        train_years=[2004, 2004],
-        validation_years=[2005, 2005],
-        test_years=[2006, 2006],
-        level_hpa=[500],
-        variables=[
-            VariableConfig("more", standard_name, units, f"{tmp_path}/further.nc", ["precip"], [0, 99], on_levels=False)
-        ],
-    )
+    config = with_further(tmp_path, "more", standard_name, units)
     if not refused:
         assert open_fields(config)["more"].sizes["time"] == 2
         return
@@ -347,19 +351,7 @@ def test_a_thickness_at_instants_is_no_total_where_its_file_says_so(tmp_path, me
     with Dataset(stamped(tmp_path, np.arange(48)), "a") as file:
         file["precip"].units, file["precip"].cell_methods = "m", methods
     (tmp_path / "p.nc").rename(tmp_path / "further.nc")
-    further = f"{tmp_path}/further.nc"
-    ice = VariableConfig("ice", "sea_ice_thickness", "m", further, ["precip"], [0, 99], on_levels=False)
-    config = ArchiveConfig(
-        path="archive",
-        sources=SourcesConfig(temperature=f"{tmp_path}/t.nc", precipitation="", olr=""),
-        n_latitude=4,
-        n_longitude=8,
-        train_years=[2004, 2004],
-        validation_years=[2005, 2005],
-        test_years=[2006, 2006],
-        level_hpa=[500],
-        variables=[ice],
-    )
+    config = with_further(tmp_path, "ice", "sea_ice_thickness", "m")
     field = open_fields(config)["ice"]
     assert field.sizes["time"] == 2 and f"time: {said}" in field.attrs["cell_methods"]
     with Dataset(stamped(tmp_path, [0, 24], values=np.full((2, 2, 3), 1.0)), "a") as file:
