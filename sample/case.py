@@ -77,7 +77,7 @@ class Case:
         """
         day = self.time[where : where + 1]
         x_CHW: np.ndarray = _select(self.archive.read(self.archive.index_of(day)), self.archive.spec, self.spec)[0]
-        x_CHW = np.where(self._observed, x_CHW, np.nan)
+        x_CHW = np.where(self._ever_observed, x_CHW, np.nan)
         if np.isnan(x_CHW[self.spec.channels(self.state.name)]).all(axis=(1, 2)).any():
             raise ContractError(f"{self.archive.path}: has no {self.state.name} on {day[0]} to verify against")
         return x_CHW
@@ -89,7 +89,7 @@ class Case:
             yield name, product.read(where)
         known = self._known(day)
         if seen := {name: parts[0] for name, parts in self.observed(day).items()}:
-            observed = np.where(self._observed, known, np.nan)  # elsewhere it is 0, which is no climatology
+            observed = np.where(self._ever_observed, known, np.nan)  # elsewhere it is 0, which is no climatology
             yield "anomaly_interpolation", self._each(observed, seen, baselines.anomaly_interpolation)
             yield "interpolation", self._each(known, seen, baselines.interpolation)
         if self.first_guess is not None:
@@ -105,7 +105,7 @@ class Case:
         return not_negative(self.first_guess.read(self.before[day[0]]), self.spec)
 
     @cached_property
-    def _observed(self) -> np.ndarray:
+    def _ever_observed(self) -> np.ndarray:
         """Of each of the products' cells, (C, H, W)."""
         given = self.climatology.observed[None].astype(np.float32)
         return _select(given, self.archive.spec, self.spec)[0] == 1

@@ -74,10 +74,8 @@ def write_departures(
             parts = [listed(of_day, spec) for of_day in _on_day(seen, frame)]
             if not parts:
                 continue
-            x_b, x_a = background.at(day)[None], x_MLCHW[:, frame]
-            b_N, a_MN = (np.concatenate([part.evaluate(x) for part in parts], axis=1) for x in (x_b, x_a))
-            columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-            columns |= {"time": np.full(b_N.shape[1], day), "background": b_N[0]}
+            b_N, a_MN = (evaluated(parts, x) for x in (background.at(day)[None], x_MLCHW[:, frame]))
+            columns = joined(parts) | {"time": np.full(b_N.shape[1], day), "background": b_N[0]}
             columns["assimilated"] = np.isin(columns["modality"], list(assimilated))
             file.write(columns, a_MN)
             tally.add(np.concatenate([part.channel_N for part in parts]), columns["observed"], b_N, a_MN)
@@ -138,6 +136,16 @@ class Listed:
             return self.apply(x).numpy()
         lost = self.apply(unknown.to(x.dtype)) > ROUNDING  # no operator's weights are negative
         return self.apply(x.masked_fill(unknown, 0)).masked_fill(lost, torch.nan).numpy()
+
+
+def joined(parts: Sequence[Listed]) -> dict[str, np.ndarray]:
+    """The columns of several lists of a day, one after the other."""
+    return {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+
+
+def evaluated(parts: Sequence[Listed], x_BCHW: np.ndarray) -> np.ndarray:
+    """H(x) of those, (B, N)."""
+    return np.concatenate([part.evaluate(x_BCHW) for part in parts], axis=1)
 
 
 def listed(seen: Observed, spec: StateSpec) -> Listed:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sample.departures import listed
+from sample.departures import evaluated, joined, listed
 from slams.contracts.analysis import Analysis, open_analysis
 from slams.contracts.departures import MEMBERS, open_departures
 from slams.contracts.envelope import ContractError, write_text
@@ -127,11 +127,10 @@ def of_held_out(product: str | Path, observations: Observations, seed: int = 0) 
         parts = [listed(seen, analysis.spec) for seen in observations.read_all(names, day) if seen.used.any()]
         if not parts:
             continue
-        x_MCHW = analysis.read(int(where))
-        columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-        n = len(columns["observed"])
-        columns |= {"time": np.repeat(day, n), "background": np.full(n, np.nan), "assimilated": np.zeros(n, bool)}
-        made.add(columns, np.concatenate([part.evaluate(x_MCHW) for part in parts], axis=1))
+        a_MN = evaluated(parts, analysis.read(int(where)))
+        n = a_MN.shape[1]
+        told = {"time": np.repeat(day, n), "background": np.full(n, np.nan), "assimilated": np.zeros(n, bool)}
+        made.add(joined(parts) | told, a_MN)
     if not made.cells.groups:
         raise _nothing(observations, analysis)
     return made

@@ -39,18 +39,35 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigError: file missing or not YAML, unknown key, wrong type, missing or refused value.
     """
-    path = Path(path)
-    if not path.is_file():
+    try:
+        return cast(T, OmegaConf.to_object(_merged(path, overrides, OmegaConf.structured(schema))))
+    except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(path, error) from error
+
+
+def selected(path: str | Path, overrides: Sequence[str], key: str) -> str:
+    """One value of a YAML file with override words, whatever its schema; empty where they do not say.
+
+    Raises:
+        ConfigError: file missing or not YAML, or a word that is none.
+    """
+    try:
+        return str(OmegaConf.select(_merged(path, overrides), key) or "")
+    except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
+        raise _refusal(path, error) from error
+
+
+def _merged(path: str | Path, overrides: Sequence[str], *schema: Any) -> Any:
+    if not Path(path).is_file():
         raise ConfigError(f"config {path}: no such file")
     for word in overrides:
         _check_word(word)
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(schema), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        return cast(T, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path}: {_sentence(error)}") from error
+    return OmegaConf.merge(*schema, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+
+
+def _refusal(path: str | Path, error: Exception) -> ConfigError:
+    """What was said of a word or a missing file as it is; the rest with the file's name."""
+    return error if isinstance(error, ConfigError) else ConfigError(f"config {path}: {_sentence(error)}")
 
 
 def _check_word(word: str) -> None:
@@ -89,29 +106,12 @@ def meaning(path: str | Path) -> str:
     try:
         return _meaning(Path(path).read_bytes())
     except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: {_sentence(error)}") from error
+        raise _refusal(path, error) from error
 
 
 @lru_cache
 def _meaning(text: bytes) -> str:
     return hashlib.sha256(json.dumps(yaml.safe_load(text), default=str).encode()).hexdigest()
-
-
-def selected(path: str | Path, overrides: Sequence[str], key: str) -> str:
-    """One value of a YAML file with override words, whatever its schema; empty where they do not say.
-
-    Raises:
-        ConfigError: see `load`.
-    """
-    if not Path(path).is_file():
-        raise ConfigError(f"config {path}: no such file")
-    for word in overrides:
-        _check_word(word)
-    try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        return str(OmegaConf.select(merged, key) or "")
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path}: {_sentence(error)}") from error
 
 
 def digest(config: Any) -> str:
