@@ -29,12 +29,14 @@ from netCDF4 import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from data_prep.blocks import blocks
 from data_prep.config import PrepConfig
 from data_prep.fields import open_fields
+from data_prep.gather import Gatherer, gather
 from data_prep.shards import write_shard
 from data_prep.stats import fit_statistics
 from slams.config import load
-from slams.contracts.archive import Archive
+from slams.contracts.archive import create, open_archive, write_block
 from slams.contracts.shards import open_shards
 from slams.spec import OLR, PRECIPITATION, Grid, Modality, StateSpec
 from train.data import Reader
@@ -184,30 +186,36 @@ def quarter_degree(folder):
         print(f"0.25 degrees, 12 days with values, {stage}: {seconds:.1f} s, {gib:.2f} GiB at most", flush=True)
 
 
-class MadeUp(Archive):
-    """Three days of noise again and again: rain on a third of the cells, now and then a band without OLR."""
-
-    def read(self, where):
-        x = np.random.default_rng(int(where[0]) % 3).standard_normal((1, 12, *self.spec.grid.shape), np.float32)
-        x[:, 10, :, 500:] = np.nan
-        x[:, 11, 100:200] = np.nan if where[0] % 3 == 1 else 0
-        return x
-
-
-def year_of_statistics(n_days):
-    """Seconds and the most memory in GiB of the statistics of so many train days on 721 x 1440 cells, 12 channels."""
+def made_up(folder, n_days):
+    """An archive of three days of noise again and again, by hard links: rain on a third of the cells, gaps in OLR."""
     air = Modality("temperature", "state", "K", "air_temperature", LEVELS)
     spec, days = StateSpec(Grid(721, 1440), (air, PRECIPITATION, OLR)), np.datetime64("2001-01-01") + np.arange(n_days)
-    missing = {"missing_days": {name: [] for name in spec.names}}
-    archive = MadeUp("made up", spec, days, np.zeros(n_days, int), {"train": (2001, 2002)}, missing)
+    attributes = {"config": {}, "splits": {"train": [2001, 2002]}, "missing_days": {name: [] for name in spec.names}}
+    group = create(folder, spec, days, np.zeros(n_days, int), attributes)
+    for day in range(3):
+        x = np.random.default_rng(day).standard_normal((1, 12, *spec.grid.shape), np.float32)
+        x[:, 10, :, 500:] = np.nan
+        x[:, 11, 100:200] = np.nan if day % 3 == 1 else 0
+        for name, values in (("temperature", x[:, :10]), ("precipitation", x[:, 10]), ("olr", x[:, 11])):
+            write_block(group, name, day, values)
+    for name in spec.names:
+        for day in range(3, n_days):
+            shutil.copytree(folder / name / "c" / str(day % 3), folder / name / "c" / str(day), copy_function=os.link)
+    return group
+
+
+def year_of_statistics(folder, n_days):
+    """Seconds and the most memory in GiB of the statistics of so many train days on 721 x 1440 cells, 12 channels."""
+    every = blocks(made_up(folder, n_days), ["temperature", "precipitation", "olr"], n_days)
     began = time.perf_counter()
-    fit_statistics(archive, "anomaly", False, {})
+    sums, _ = gather(Gatherer(folder, folder.with_name("sums"), "anomaly", False), every, map)
+    fit_statistics(open_archive(folder, is_whole=False), sums, "anomaly", {})
     return time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def statistics_of_a_year():
+def statistics_of_a_year(folder):
     with ProcessPoolExecutor(1, get_context("spawn")) as other:  # a process whose memory is that of this alone
-        seconds, gib = other.submit(year_of_statistics, 366).result()
+        seconds, gib = other.submit(year_of_statistics, Path(folder, "year.zarr"), 366).result()
     print(f"0.25 degrees, 366 train days, 12 channels, statistics: {seconds:.0f} s, {gib:.2f} GiB at most", flush=True)
 
 
@@ -254,7 +262,7 @@ def main():
         shards(folder)
         two_cores(folder)
         quarter_degree(folder)
-    statistics_of_a_year()
+        statistics_of_a_year(folder)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from rich.progress import track
 
-from data_prep.blocks import Block, Lost, Writer, blocks, opened
+from data_prep.blocks import Block, Writer, blocks, opened
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.fields import (
     Files,
@@ -32,10 +31,11 @@ from data_prep.fields import (
     specification,
     static_fields,
 )
+from data_prep.gather import Gatherer, gather
 from data_prep.sources import SourceError
-from data_prep.stats import check_loss, fit_statistics
+from data_prep.stats import Totals, check_loss, fit_statistics
 from data_prep.work import Work
-from data_prep.workers import InOrder, workers
+from data_prep.workers import workers
 from slams.config import to_dict
 from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
 from slams.contracts.envelope import ContractError, alone, is_finished
@@ -91,7 +91,8 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
     absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
     _check_missing(_missing_days(absent, old), time, config)
     group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
-    written = [block for block in blocks(group, list(fields), len(time)) if block.stop > n_before]
+    every = blocks(group, list(fields), len(time))
+    written = [block for block in every if block.stop > n_before]
     with workers(whole.workers) as in_order:
         told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
         found: dict[str, list[str]] = {name: [] for name in fields}
@@ -99,13 +100,15 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
             found[block.modality] += said["missing_days"]
         missing = _missing_days(found, old)
         _check_missing(missing, time, config)
-        _refuse_lost(work, written, Lost(work.aside, time, missing), in_order)
+        group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
+        gatherer = Gatherer(work.aside, work.marks / "sums", config.normalise, config.log_precipitation)
+        sums, lost = gather(gatherer, every, in_order)
+    _refuse_lost(work, lost, written)
     for path in changed(files):
         raise SourceError(f"{path}: has changed while {config.path} was made of it; the same command begins anew")
-    group.attrs.update(_attributes(config) | {"missing_days": missing, "runs": names})
     if old is None:
         describe(group, fields)
-    _finish(work.aside, config, old, files)
+    _finish(work.aside, config, old, files, sums)
     work.become()
 
 
@@ -118,28 +121,28 @@ def _stands(config: ArchiveConfig) -> bool:
     return True
 
 
-def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files) -> None:
+def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files, sums: Mapping[str, Totals]) -> None:
     """Add the statistics, once it is known that the decimals that were kept suffice, and what it was made of."""
     archive = open_archive(folder, is_whole=False)
     static = static_fields(config) if old is None else old.statistics().static
-    statistics, global_std = fit_statistics(archive, config.normalise, config.log_precipitation, static)
+    statistics, global_std = fit_statistics(archive, sums, config.normalise, static)
     check_loss(archive, global_std)
     finish(folder, statistics, global_std, _raw_files(files, old))
 
 
-def _refuse_lost(work: Work, written: list[Block], lost: Lost, in_order: InOrder) -> None:
+def _refuse_lost(work: Work, lost: Mapping[Block, list[str]], written: Sequence[Block]) -> None:
     """Refuse to close an archive without what a machine that crashed had not brought to its disk, marks of it or not.
 
     Raises:
         ContractError: naming the first file; the same command writes its block again.
     """
-    found = in_order(lost, written)
-    bar = track(found, "read again", len(written), transient=True, disable=not sys.stdout.isatty())
-    told = dict(zip(written, bar, strict=True))
-    for block in (block for block, wrong in told.items() if wrong):
+    for block in (block for block in lost if block in written):
         work.forget(block)
-    for line in (line for wrong in told.values() for line in wrong):
-        raise ContractError(f"{line}; the same command writes it again")
+    for block, (line, *_) in lost.items():
+        mended = "the same command writes it again"
+        if block not in written:
+            mended = f"{work.path} held it: put it back there, and remove {work.aside}"
+        raise ContractError(f"{line}; {mended}")
 
 
 def _raw_files(files: Files, old: Archive | None) -> Files:

@@ -13,7 +13,6 @@ import zarr
 
 from data_prep.config import ArchiveConfig
 from data_prep.fields import Files, days_of, open_fields
-from data_prep.stores import absent, named, read
 from slams.config import digest
 from slams.contracts.archive import array, write_block
 
@@ -79,34 +78,6 @@ class Writer:
         if len(found):  # what is not written reads as missing
             write_block(group, block.modality, block.start, values)
         return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
-
-
-@dataclass(frozen=True)
-class Lost:
-    """Says of blocks of an archive that is being made what of them is not there, or cannot be read.
-
-    Arguments:
-        folder: the archive aside.
-        time: every day of it.
-        missing_days: of each modality; where a chunk has no other days it is not written.
-    """
-
-    folder: Path
-    time: np.ndarray
-    missing_days: dict[str, list[str]]
-
-    def __call__(self, block: Block) -> list[str]:
-        """A line for each file."""
-        field = array(zarr.open_group(self.folder, mode="r", use_consolidated=False), block.modality)
-        missing, found = np.array(self.missing_days[block.modality], "datetime64[D]"), []
-        for start in range(block.start, block.stop, field.chunks[0]):
-            where = slice(start, min(start + field.chunks[0], block.stop))
-            days = self.time[where]
-            if not np.isin(days, missing).all():
-                gone = absent(str(self.folder), field, (where,))
-                found += [f"{file}: {named(days)}: no such file" for file in gone]
-                found += [] if gone else read(str(self.folder), field, (where,), named(days))[1]
-        return found
 
 
 def opened(config: ArchiveConfig, files: Files) -> dict[str, xr.DataArray]:

@@ -1,4 +1,4 @@
-"""Statistics of the train years, streamed over blocks of days in float64.
+"""Statistics of the train years, of sums over their days in float64.
 
 The climatology is a least-squares fit of a mean and two annual harmonics at each cell and channel, over the days
 that were observed there; the standard deviation is that of the departures from it, area-weighted, one a channel. One
@@ -7,30 +7,35 @@ pass suffices: the squares of the departures follow from the sums of the fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import zarr
 
-from slams.ahead import ahead
 from slams.contracts.archive import Archive, array
-from slams.statistics import Kind, Statistics, day_features, transformed
+from slams.contracts.storage import writing
+from slams.spec import Modality
+from slams.statistics import N_HARMONICS, Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
 BAND_BYTES = 2**24
-THREADS = 2  # more would hold more days at once
 LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
 LARGEST_CONDITION = 20.0  # of the matrix of an annual cycle: 2 for all days of a year, 12 for nine months, 33 for eight
+ADDED, LACKING = ("pairs", "right", "square", "count"), "lacking_"
+FIT, VALUES = "fit.npz", "values.npz"
 OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the days of the channel's best cell
 
 
 def fit_statistics(
-    archive: Archive, kind: Kind, log_precipitation: bool, static: dict[str, np.ndarray]
+    archive: Archive, sums: Mapping[str, Totals], kind: Kind, static: dict[str, np.ndarray]
 ) -> tuple[Statistics, list[float]]:
     """Statistics of an archive's train years.
+
+    Arguments:
+        sums: of its train days, by modality.
 
     Returns:
         The statistics, and each channel's standard deviation over all cells and days in physical units.
@@ -38,31 +43,28 @@ def fit_statistics(
     Raises:
         ValueError: a channel was never observed.
     """
-    days = _with_values(archive, archive.days("train"))
-    n_basis = 1 if kind == "scalar" else day_features(archive.time[:1]).shape[1]
-    log1p = np.array([log_precipitation and m.name == "precipitation" for m in archive.spec.modalities])
-    area = archive.spec.grid.area_weights
-    log1p = np.repeat(log1p, [m.n_channels for m in archive.spec.modalities])
-    sums = Sums.empty(n_basis, archive.spec.n_channels, archive.spec.grid.shape)
-    untransformed = Sums.empty(1, int(log1p.sum()), archive.spec.grid.shape)
-    for block, x in _read(archive, days):
-        features = day_features(archive.time[block])
-        sums.add(transformed(x, log1p), features)
-        if log1p.any():
-            untransformed.add(x[:, log1p], features)
-    most = sums.count.max(axis=(1, 2), keepdims=True)
-    observed = (sums.count > 0) & (sums.count >= OBSERVED_SHARE * most)
-    for name, seen in zip(archive.spec.channel_names, observed, strict=True):
+    modalities, area = archive.spec.modalities, archive.spec.grid.area_weights
+    sees_a_year = max(of.fit.count.max() for of in sums.values()) >= YEAR_DAYS  # else there is no annual cycle to fit
+    fitted = [_of_modality(archive, modality, sums[modality.name], kind, sees_a_year) for modality in modalities]
+    harmonics, std, observed = zip(*fitted, strict=True)
+    deviations = np.concatenate(std).astype(np.float32)[:, None, None]
+    log1p = np.array([sums[modality.name].log1p for modality in modalities for _ in modality.channel_names])
+    statistics = Statistics(np.concatenate(harmonics, axis=1), deviations, log1p, np.concatenate(observed), static)
+    return statistics, [_global_std(of, area) for m in modalities for of in sums[m.name].values.channels()]
+
+
+def _of_modality(
+    archive: Archive, modality: Modality, totals: Totals, kind: Kind, sees_a_year: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients, standard deviations, and where it counts as observed, of its channels."""
+    most = totals.fit.count.max(axis=(1, 2), keepdims=True)
+    observed = (totals.fit.count > 0) & (totals.fit.count >= OBSERVED_SHARE * most)
+    for name, seen in zip(modality.channel_names, observed, strict=True):
         if not seen.any():
             raise ValueError(f"{archive.path}: {name} is missing on every train day")
-    if most.max() < YEAR_DAYS:
-        sums = sums.of_the_mean()  # there is no annual cycle to fit
-    harmonics, std = _scalar(sums, observed, area) if kind == "scalar" else _fitted(sums, observed, area)
-    others = iter(untransformed.channels())
-    global_std = [
-        _global_std(next(others) if log else of, area) for of, log in zip(sums.channels(), log1p, strict=True)
-    ]
-    return Statistics(harmonics, std.astype(np.float32)[:, None, None], log1p, observed, static), global_std
+    sums = totals.fit if sees_a_year else totals.fit.of_the_mean()
+    fit = _scalar if kind == "scalar" else _fitted
+    return *fit(sums, observed, archive.spec.grid.area_weights), observed
 
 
 def check_loss(archive: Archive, global_std: list[float]) -> None:
@@ -88,30 +90,17 @@ def check_loss(archive: Archive, global_std: list[float]) -> None:
             )
 
 
-def _with_values(archive: Archive, days: np.ndarray) -> np.ndarray:
-    """Those on which some modality was observed."""
-    missing = archive.attributes["missing_days"]
-    nowhere = set.intersection(*(set(missing.get(name, ())) for name in archive.spec.names))
-    return days[[str(day) not in nowhere for day in archive.time[days]]]
-
-
-def _read(archive: Archive, days: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of days and their values."""
-    return ahead((block, archive.read(block)) for block in archive.blocks(days))
-
-
 @dataclass
 class Sums:
-    """Sums over days for a least-squares fit on K functions of the day, cell by cell, values may be missing.
+    """Sums over days for a least-squares fit on K functions of the day, cell by cell; some cells may lack values.
 
-    Two of them over different days add up to that over all. The matrices of a channel are kept cell by cell only
+    Those over different days add up to those over all. The matrices of a channel are kept cell by cell only
     where something is missing in some of the cells; elsewhere they are the same. What is computed of them is computed
     by bands of latitude: at 0.25 degrees the matrices of one channel are 0.2 GiB.
 
     Arguments:
         pairs: sum of b b' over all days, (K, K).
-        lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W), or (K, K, 1, 1) where
-            no cell has one.
+        lacking: channel -> the same over the days on which a cell has no value, (K, K, H, W).
         right: sum of b x over the values, (K, C, H, W).
         square: sum of x x over the values, (C, H, W).
         count: values, (C, H, W).
@@ -135,37 +124,46 @@ class Sums:
         pairs = np.einsum("lk,lm->lkm", basis, basis)
         self.pairs += pairs.sum(axis=0)
 
-        def add_channel(channel: int) -> None:
+        for channel in range(x_LCHW.shape[1]):
             x = x_LCHW[:, channel].astype(np.float64)
             seen = np.isfinite(x)
-            x[~seen] = 0
+            if seen.all():
+                self.count[channel] += len(x)
+            else:
+                x[~seen] = 0
+                self.count[channel] += seen.sum(axis=0, dtype=np.int32)
+                self._lack(channel, pairs, ~seen)
             self.right[:, channel] += np.einsum("lk,lhw->khw", basis, x)  # BLAS would start threads of its own
             self.square[channel] += np.einsum("lhw,lhw->hw", x, x)
-            self.count[channel] += seen.sum(axis=0, dtype=np.int32)
-            if not seen.all():
-                self._lack(channel, pairs, ~seen)
-
-        with ThreadPoolExecutor(THREADS) as threads:  # a channel's sums are its own
-            list(threads.map(add_channel, range(x_LCHW.shape[1])))
 
     def _lack(self, channel: int, pairs_LKK: np.ndarray, unseen_LHW: np.ndarray) -> None:
-        if (unseen_LHW.all(axis=(1, 2)) == unseen_LHW.any(axis=(1, 2))).all():
-            unseen_LHW = unseen_LHW[:, :1, :1]  # whole days are missing, from every cell the same
-        before = self.lacking.get(channel, np.zeros((*self.pairs.shape, 1, 1)))
-        shape = np.broadcast_shapes(before.shape[2:], unseen_LHW.shape[1:])
-        if shape != before.shape[2:]:
-            before = np.broadcast_to(before, (*self.pairs.shape, *shape)).copy()
-        self.lacking[channel] = before
-        for rows in self.bands() if shape[0] > 1 else [slice(None)]:
-            unseen = _rows(unseen_LHW, rows).astype(np.float64)
-            before[..., rows, :] += np.einsum("lkm,lhw->kmhw", pairs_LKK, unseen)
+        if channel not in self.lacking:
+            self.lacking[channel] = np.zeros((*self.pairs.shape, *unseen_LHW.shape[1:]))
+        for rows in self.bands():
+            unseen = unseen_LHW[:, rows].astype(np.float64)
+            self.lacking[channel][..., rows, :] += np.einsum("lkm,lhw->kmhw", pairs_LKK, unseen)
 
-    def __add__(self, other: Sums) -> Sums:
-        found = Sums(*(getattr(self, name) + getattr(other, name) for name in ("pairs", "right", "square", "count")))
-        found.lacking = dict(self.lacking)
+    def __iadd__(self, other: Sums) -> Sums:
+        for name in ADDED:
+            total = getattr(self, name)
+            total += getattr(other, name)
         for channel, pairs in other.lacking.items():
-            found.lacking[channel] = found.lacking[channel] + pairs if channel in found.lacking else pairs
-        return found
+            self.lacking[channel] = self.lacking[channel] + pairs if channel in self.lacking else pairs
+        return self
+
+    def save(self, path: Path) -> None:
+        """Raises:
+        OSError: it cannot be written.
+        """
+        lacking = {f"{LACKING}{channel}": pairs for channel, pairs in self.lacking.items()}
+        with writing(path):
+            np.savez(path, **{name: getattr(self, name) for name in ADDED}, **lacking)
+
+    @classmethod
+    def load(cls, path: Path) -> Sums:
+        with np.load(path) as file:
+            lacking = {int(name.removeprefix(LACKING)): file[name] for name in file.files if name not in ADDED}
+            return cls(*(file[name] for name in ADDED), lacking)
 
     def bands(self) -> list[slice]:
         """Rows in bands of which the matrices of a channel take `BAND_BYTES` at most."""
@@ -180,7 +178,7 @@ class Sums:
     def part(self, channel: int, rows: slice) -> Sums:
         """Those of some rows of a channel, a view."""
         only = slice(channel, channel + 1)
-        lacking = {0: _rows(self.lacking[channel], rows)} if channel in self.lacking else {}
+        lacking = {0: self.lacking[channel][..., rows, :]} if channel in self.lacking else {}
         return Sums(self.pairs, self.right[:, only, rows], self.square[only, rows], self.count[only, rows], lacking)
 
     def of_the_mean(self) -> Sums:
@@ -213,9 +211,54 @@ class Sums:
         return self.pairs[..., None, None] - self.lacking.get(channel, np.zeros((1, 1, 1, 1)))
 
 
-def _rows(x: np.ndarray, rows: slice) -> np.ndarray:
-    """Some rows of (..., H, W), or all of (..., 1, 1), which stand for every row."""
-    return x if x.shape[-2] == 1 else x[..., rows, :]
+@dataclass
+class Totals:
+    """Sums over the train days of a modality.
+
+    Arguments:
+        fit: of what the climatology is fitted to.
+        values: of the values themselves; the same but where the fit is to log(1 + x).
+    """
+
+    fit: Sums
+    values: Sums
+
+    @classmethod
+    def empty(cls, kind: Kind, log1p: bool, n_channels: int, shape_HW: tuple[int, int]) -> Totals:
+        n_basis = 1 if kind == "scalar" else 1 + 2 * N_HARMONICS
+        fit = Sums.empty(n_basis, n_channels, shape_HW)
+        return cls(fit, Sums.empty(1, n_channels, shape_HW) if log1p else fit)
+
+    @property
+    def log1p(self) -> bool:
+        return self.values is not self.fit
+
+    def add(self, x_LCHW: np.ndarray, time: np.ndarray) -> None:
+        """Further days, physical values."""
+        features = day_features(time)
+        self.fit.add(transformed(x_LCHW, np.full(x_LCHW.shape[1], self.log1p)), features)
+        if self.log1p:
+            self.values.add(x_LCHW, features)
+
+    def __iadd__(self, other: Totals) -> Totals:
+        self.fit += other.fit
+        if self.log1p:
+            self.values += other.values
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Raises:
+        OSError: they cannot be written.
+        """
+        folder.mkdir(parents=True)
+        self.fit.save(folder / FIT)
+        if self.log1p:
+            self.values.save(folder / VALUES)
+
+    @classmethod
+    def load(cls, folder: Path) -> Totals:
+        fit = Sums.load(folder / FIT)
+        return cls(fit, Sums.load(folder / VALUES) if (folder / VALUES).exists() else fit)
 
 
 def _sees_the_year(normal_HWKK: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ from world import write_world
 
 from data_prep.__main__ import main as prepare
 from data_prep.background import drawn_anomalies
-from data_prep.blocks import Writer
+from data_prep.blocks import Writer, blocks
+from data_prep.gather import Gatherer, gather
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
 from slams.contracts.archive import consolidate, open_archive
@@ -379,6 +380,17 @@ def test_what_a_crash_of_the_machine_took_is_written_again(here, tmp_path, monke
     assert_same()
 
 
+def test_what_an_archive_lost_before_it_grew_is_told(longer, capsys):
+    """Its days belong to the train years: they would be missing from the statistics and from the archive."""
+    assert prepare(words(longer)) == 0
+    chunk = next((longer / "archive" / "temperature" / "c").rglob("0/0/0/0"))
+    chunk.unlink()
+    assert prepare(words(longer, "archive.test_years=[2003,2004]")) == 2
+    said, aside = capsys.readouterr().err, longer / "archive.partial"
+    assert f"{aside / chunk.relative_to(longer / 'archive')}: 2001-01-01" in said and said.count("\n") == 1
+    assert f"no such file; {longer / 'archive'} held it: put it back there, and remove {aside}" in said
+
+
 def test_a_stop_after_the_last_write_is_gone_on_with(here, tmp_path, monkeypatch):
     """All is written and sealed, but does not have its name yet."""
     place, assert_same = here
@@ -606,12 +618,23 @@ def test_other_tools_understand_it(made):
     assert keys == [str(day).replace("-", "") for day in found.time.values.astype("datetime64[D]")]
 
 
+def gathered(path, kind="anomaly", log=False):
+    """An archive, and the sums over its train days as its making gathers them."""
+    archive, scratch = open_archive(path), path.with_name("sums")
+    every = blocks(zarr.open_group(path, mode="r"), archive.spec.names, len(archive.time))
+    sums, lost = gather(Gatherer(path, scratch, kind, log), every, map)
+    assert lost == {} and list(scratch.iterdir()) == []
+    return archive, sums
+
+
+@pytest.mark.parametrize("span_days", [366, 20])
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("kind", ["anomaly", "scalar"])
-def test_standard_deviations_are_those_of_the_values(made, kind, log):
+def test_standard_deviations_are_those_of_the_values(made, monkeypatch, kind, log, span_days):
     """Of the departures where a channel is observed, and of the values themselves everywhere; rain has gaps."""
-    archive = open_archive(made / "archive")
-    found, global_std = fit_statistics(archive, kind, log, {})
+    monkeypatch.setattr("data_prep.gather.SPAN_DAYS", span_days)
+    archive, sums = gathered(made / "archive", kind, log)
+    found, global_std = fit_statistics(archive, sums, kind, {})
     days = archive.days("train")
     x = archive.read(days).astype(float)
     area = np.broadcast_to(archive.spec.grid.area_weights, x.shape)
@@ -624,6 +647,16 @@ def test_standard_deviations_are_those_of_the_values(made, kind, log):
         seen &= found.observed[c]
         mean_square = np.average(departures[:, c][seen].astype(float) ** 2, weights=area[:, c][seen])
         np.testing.assert_allclose(mean_square, 1, rtol=1e-4, err_msg=name)
+
+
+def test_days_without_any_value_take_no_matrix_a_cell(longer):
+    """Of a modality of many levels that lacks a day each channel would take one, 0.2 GiB at 0.25 degrees."""
+    assert prepare(words(longer)) == 0
+    archive, sums = gathered(longer / "archive")
+    assert archive.attributes["missing_days"]["temperature"] == ["2001-10-28"]
+    n_days = {name: int(of.fit.pairs[0, 0]) for name, of in sums.items()}
+    assert n_days == {"temperature": 364, "precipitation": 365, "olr": 365}
+    assert not sums["temperature"].fit.lacking and list(sums["precipitation"].fit.lacking) == [0]  # the ocean
 
 
 def weighted_std(x, weight):
@@ -642,7 +675,9 @@ def test_sums_over_parts_add_up():
         parts.append(Sums.empty(3, 2, (3, 4)))
         parts[-1].add(x[part], features[part])
     observed = whole.count > 10
-    together = parts[0] + parts[1] + parts[2]
+    together = parts[0]
+    together += parts[1]
+    together += parts[2]
     found = together.solve(observed)
     squares = together.squares(found)
     np.testing.assert_allclose(found, whole.solve(observed), rtol=1e-10, atol=1e-12)

@@ -60,29 +60,6 @@ def test_little_is_held_beside_the_sums(sums, monkeypatch):
         tracemalloc.stop()
 
 
-def test_days_without_any_value_take_no_matrix_a_cell(monkeypatch):
-    """Where a modality of many levels lacks one day, each of them would; gaps in some cells come on top of that."""
-    monkeypatch.setattr(stats, "BAND_BYTES", 2**18)
-    x = np.random.default_rng(0).normal(size=(len(TIME), 2, *SHAPE)).astype(np.float32)
-    x[::7] = np.nan
-    x[-5:, 1, :40] = np.nan
-    sums, basis = Sums.empty(5, 2, SHAPE), day_features(TIME)
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        sums.add(x[:-5], basis[:-5])
-        assert tracemalloc.get_traced_memory()[0] - before < 8 * SHAPE[0] * SHAPE[1]
-    finally:
-        tracemalloc.stop()
-    sums.add(x[-5:], basis[-5:])
-    harmonics, _ = stats._fitted(sums, sums.count > 0, np.ones(SHAPE))
-    for channel, row in ((0, 0), (0, 90), (1, 0), (1, 90)):
-        values = x[:, channel, row, 7].astype(float)
-        seen = np.isfinite(values)
-        expected = np.linalg.lstsq(basis[seen], values[seen])[0]
-        np.testing.assert_allclose(harmonics[:, channel, row, 7], expected, rtol=1e-4, atol=1e-6)
-
-
 def test_a_season_that_was_never_seen_is_not_made_up():
     """Two years of days of which one channel is seen from June on alone: its mean there, and no annual cycle."""
     time = np.arange("2001-01-01", "2003-01-01", dtype="datetime64[D]")

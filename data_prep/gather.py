@@ -1,0 +1,116 @@
+"""An archive is read again before it is closed: whether all of it is there, and the sums of its train days.
+
+By spans of a year of a modality, the same whoever does the work, whose sums are added in order of time: the result has
+the same bits. Sums go from one process to another by files, as at 0.25 degrees a span has 0.5 GB of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import zarr
+from rich.progress import track
+
+from data_prep.blocks import Block
+from data_prep.stats import Totals
+from data_prep.stores import absent, named, read
+from data_prep.workers import InOrder
+from slams.contracts.archive import Archive, array, open_archive
+from slams.spec import Modality
+from slams.statistics import Kind
+
+SPAN_DAYS = 366
+Span = tuple[Block, ...]
+
+
+def gather(
+    gatherer: Gatherer, blocks: Sequence[Block], in_order: InOrder
+) -> tuple[dict[str, Totals], dict[Block, list[str]]]:
+    """Sums over the train days by modality, and, of each block that is not all there, what of it is lost."""
+    shutil.rmtree(gatherer.sums, ignore_errors=True)
+    spans = [tuple(span) for _, span in groupby(blocks, lambda block: (block.modality, block.start // SPAN_DAYS))]
+    bar = track(in_order(gatherer, spans), "read again", len(spans), transient=True, disable=not sys.stdout.isatty())
+    totals: dict[str, Totals] = {}
+    lost: dict[Block, list[str]] = {}
+    for span, found in zip(spans, bar, strict=True):
+        lost |= found
+        name, folder = span[0].modality, gatherer.folder_of(span)
+        if name in totals:
+            totals[name] += Totals.load(folder)
+        else:
+            totals[name] = Totals.load(folder)
+        shutil.rmtree(folder)
+    return totals, lost
+
+
+@dataclass(frozen=True)
+class Gatherer:
+    """Reads spans of an archive that is being made.
+
+    Arguments:
+        folder: the archive aside; of each modality the missing days are known already, and on others all is written.
+        sums: folder for what goes to the process that adds them up.
+        kind: of the statistics.
+        log_precipitation: whether they are of log(1 + rain).
+    """
+
+    folder: Path
+    sums: Path
+    kind: Kind
+    log_precipitation: bool
+
+    def folder_of(self, span: Span) -> Path:
+        """Where the sums of a span go."""
+        return self.sums / span[0].name
+
+    def __call__(self, span: Span) -> dict[Block, list[str]]:
+        """Save the sums of its train days; says of each block what cannot be read, a line for each file."""
+        archive = open_archive(self.folder, is_whole=False)
+        modality = next(m for m in archive.spec.modalities if m.name == span[0].modality)
+        log1p = self.log_precipitation and modality.name == "precipitation"
+        totals = Totals.empty(self.kind, log1p, modality.n_channels, archive.spec.grid.shape)
+        seen = _days_with_values(archive, modality)
+        is_train = np.isin(np.arange(len(archive.time)), archive.days("train"))
+        lost = {}
+        for block in span:
+            where = slice(block.start, block.stop)
+            values, wrong = _read(archive, block, seen[where])
+            if values is None:
+                lost[block] = wrong
+            elif (chosen := (seen & is_train)[where]).any():
+                totals.add(
+                    values.reshape(len(values), modality.n_channels, *values.shape[-2:])[chosen],
+                    archive.time[where][chosen],
+                )
+        totals.save(self.folder_of(span))
+        return lost
+
+
+def _days_with_values(archive: Archive, modality: Modality) -> np.ndarray:
+    return ~np.isin(archive.time, np.array(archive.attributes["missing_days"][modality.name], "datetime64[D]"))
+
+
+def _read(archive: Archive, block: Block, seen: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
+    """Its values, or None, and a line for each file that is not there or cannot be read.
+
+    A chunk of which every day is missing was not written.
+    """
+    field = array(zarr.open_group(archive.path, mode="r", use_consolidated=False), block.modality)
+    size, gone = field.chunks[0], []
+    for start in range(block.start, block.stop, size):
+        where = slice(start, min(start + size, block.stop))
+        if seen[start - block.start : where.stop - block.start].any():
+            gone += [
+                f"{file}: {named(archive.time[where])}: no such file"
+                for file in absent(str(archive.path), field, (where,))
+            ]
+    if gone:
+        return None, gone
+    where = slice(block.start, block.stop)
+    return read(str(archive.path), field, (where,), named(archive.time[where]))
