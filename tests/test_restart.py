@@ -59,7 +59,7 @@ def interrupted(request, world, tmp_path_factory):
     training = Training(world, folder, stage)
     training.steps(0, HALF)
     training.engine.module.task.scale.mul_(1.5)  # as running statistics change
-    training.checkpoints.save(HALF, {"loss": 3.0}, {"validation/loss": 2.0})
+    training.checkpoints.save(HALF, {"loss": 3.0}, {"validation/loss": 2.0}, owes_validation=True)
     training.steps(HALF, STEPS)
     return folder, stage, training.state()
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_of_any_stage_goes_on_at_any_stage(world, interrupted, stag
     folder, saved_at, expected = interrupted
     (folder / "step-000003.universal" / "form").mkdir(parents=True, exist_ok=True)  # as a kill leaves it
     training = Training(world, folder, stage, shift=1.0)
-    assert training.checkpoints.restore() == (HALF, {"loss": 3.0}, {"validation/loss": 2.0})
+    assert training.checkpoints.restore() == (HALF, {"loss": 3.0}, {"validation/loss": 2.0}, True)
     training.steps(HALF, STEPS)
     exact = {"rtol": 0, "atol": 0} if stage == saved_at else {"rtol": 1e-5, "atol": 1e-7}
     for found, value in zip(training.state(), expected, strict=True):
@@ -80,6 +80,12 @@ def test_a_checkpoint_of_any_stage_goes_on_at_any_stage(world, interrupted, stag
 @pytest.fixture
 def checkpoints(world, tmp_path):
     return Training(world, tmp_path / "checkpoints", 0).checkpoints
+
+
+def save(checkpoints, step, best=False):
+    """A step saved, and validated afterwards."""
+    checkpoints.save(step, {}, {}, owes_validation=True)
+    checkpoints.validated(step, {"validation/loss": 1.0}, best)
 
 
 def names(checkpoints):
@@ -96,18 +102,18 @@ def test_the_newest_checkpoints_and_the_best_stay(checkpoints):
         (6, False, [3, 5, 6]),
         (7, True, [6, 7]),
     ):
-        checkpoints.save(step, {}, {}, best=best)
+        save(checkpoints, step, best)
         assert names(checkpoints) == [f"step-{n:06d}" for n in left]
     checkpoints.keep = 1
-    checkpoints.save(8, {}, {})
+    save(checkpoints, 8)
     assert names(checkpoints) == ["step-000007", "step-000008"]
 
 
 def test_a_removal_cut_short_is_finished_by_the_next_save(checkpoints):
     for step in (1, 2, 3):
-        checkpoints.save(step, {}, {}, best=step == 1)
+        save(checkpoints, step, best=step == 1)
     (checkpoints.folder / "step-000001" / "state.json").unlink()
-    checkpoints.save(4, {}, {})
+    save(checkpoints, 4)
     assert names(checkpoints) == ["step-000003", "step-000004"]
 
 
@@ -118,15 +124,15 @@ def spoil(folder):
 
 def test_a_damaged_checkpoint_is_set_aside_and_does_not_count_as_kept(checkpoints, caplog):
     for step in (1, 2):
-        checkpoints.save(step, {}, {})
+        save(checkpoints, step)
     spoil(checkpoints.folder / "step-000002")
-    assert checkpoints.restore()[0] == 1
+    assert checkpoints.restore() == (1, {}, {"validation/loss": 1.0}, False)
     assert "step-000002: the checksum of engine/" in caplog.text
     assert names(checkpoints) == ["step-000001", "step-000002.damaged"]
 
 
 def test_where_no_checkpoint_is_whole_none_is_touched(checkpoints):
-    checkpoints.save(1, {}, {})
+    save(checkpoints, 1)
     spoil(checkpoints.folder / "step-000001")
     with pytest.raises(ContractError, match="no checkpoint there is whole; remove the folder to start again"):
         checkpoints.restore()

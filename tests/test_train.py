@@ -187,6 +187,34 @@ def test_a_stop_between_lines_of_metrics_keeps_their_means(tmp_path, shards, ref
     assert_same_result(tmp_path, reference)
 
 
+@pytest.mark.parametrize("dies_in", ["Validation.run", "Exports.write", "Checkpoints.validated"])
+def test_what_a_validation_dies_of_costs_no_step(tmp_path, shards, reference, monkeypatch, dies_in):
+    """Saved at the steps that are validated, as in every preset; killed at any moment of a validation."""
+    config = str(write_config(tmp_path, shards, checkpoint_every=12))
+    kind, method = dies_in.split(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(loop, kind), method, lambda *given, **more: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            run([config])
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000012"]
+    assert run([config]) == 0
+    assert_same_result(tmp_path, reference)
+
+
+def test_no_validation_begins_once_a_stop_is_asked_for(tmp_path, shards, monkeypatch):
+    """The step is saved and validated by the next call, the last step too."""
+    changes = {"steps": 2, "validate_every": 1, "optim": {"learning_rate": 1e-3}}
+    whole, stopped = (str(write_config(tmp_path / name, shards, **changes)) for name in ("whole", "stopped"))
+    assert run([whole]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "asked", True)
+        for step in (1, 2):
+            assert run([stopped]) == loop.STOPPED_EARLY
+            assert not (tmp_path / "stopped" / "run" / "bundles" / f"step-{step:06d}").exists()
+        assert run([stopped]) == loop.DONE
+    assert_same_result(tmp_path / "stopped", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_prior_is_fitted_once_and_comes_back_from_the_checkpoint(tmp_path, shards, reference, monkeypatch, stage):
     words = [str(write_config(tmp_path, shards)), f"engine.zero_stage={stage}"]

@@ -19,6 +19,7 @@ from slams.contracts.envelope import ContractError, read_json, sha256, write_jso
 from train.engine import Engine
 from train.optim import Ema
 
+STATE, WHAT = "state.json", "the state of a checkpoint"
 log = logging.getLogger("slams.train")
 
 
@@ -34,11 +35,11 @@ class Checkpoints:
         self.folder, self.engine, self.ema = folder, engine, ema
         self.world, self.made_by, self.keep = engine.world, made_by, keep
 
-    def save(self, step: int, running: dict[str, float], report: dict[str, float], best: bool = False) -> None:
+    def save(self, step: int, running: dict[str, float], report: dict[str, float], owes_validation: bool) -> None:
         """Write the state after ``step`` steps, the sums of the metrics since the last line, the last validation.
 
         Arguments:
-            best: the best so far: it stays until a better one comes.
+            owes_validation: whether the step is to be validated, and was not yet.
         """
         final = self.folder / _name(step)
         aside = final.with_name(final.name + ".partial")
@@ -53,11 +54,23 @@ class Checkpoints:
         if self.world.rank == 0:
             checksums = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
             state = {"running": running, "report": report, "made_by": self.made_by, "processes": self._processes()}
-            write_json(aside / "state.json", state | {"best": best, "sha256": checksums})
+            write_json(aside / STATE, state | {"owes_validation": owes_validation, "sha256": checksums})
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
             self._forget()
         self.world.barrier()
+
+    def validated(self, step: int, report: dict[str, float], best: bool) -> None:
+        """Bring a validation into the checkpoint of its step, which stands.
+
+        Arguments:
+            best: the best so far: it stays until a better one comes.
+        """
+        if self.world.rank == 0:
+            path = self.folder / _name(step) / STATE
+            found = {"report": report, "best": best, "owes_validation": False}
+            write_json(path, read_json(path, WHAT) | found)
+            self._forget()
 
     def _forget(self) -> None:
         """Remove all but the newest and the best."""
@@ -66,17 +79,17 @@ class Checkpoints:
         for old in set(steps[: -self.keep]) - set(best[-1:]):
             shutil.rmtree(self.folder / _name(old))
 
-    def restore(self) -> tuple[int, dict[str, float], dict[str, float]]:
-        """Load the newest whole checkpoint and return what `save` was given; (0, {}, {}) if the run has none.
+    def restore(self) -> tuple[int, dict[str, float], dict[str, float], bool]:
+        """Load the newest whole checkpoint and return what `save` was given; (0, {}, {}, False) if the run has none.
 
         Raises:
             ContractError: all are damaged, or the run was another one.
         """
         step = self.world.agree(self._newest() if self.world.rank == 0 else 0)
         if step == 0:
-            return 0, {}, {}
+            return 0, {}, {}, False
         folder = self.folder / _name(step)
-        state = read_json(folder / "state.json", "the state of a checkpoint")
+        state = read_json(folder / STATE, WHAT)
         self._check(folder, state)
         if state["processes"] == self._processes():
             self.engine.load(folder)
@@ -84,7 +97,7 @@ class Checkpoints:
             self._load_converted(folder, step, state["processes"])
         saved = [torch.load(p, map_location="cpu", weights_only=True) for p in sorted(folder.glob("ema-*.pt"))]
         self.ema.load(self.engine.redistributed(saved))
-        return step, state["running"], state["report"]
+        return step, state["running"], state["report"], state.get("owes_validation", False)
 
     def _load_converted(self, folder: Path, step: int, processes: str) -> None:
         """Go on with another number of processes or at another ZeRO stage."""
@@ -142,14 +155,14 @@ def _name(step: int) -> str:
 
 
 def _is_best(folder: Path) -> bool:
-    state = folder / "state.json"  # missing where a removal was cut short
-    return state.exists() and read_json(state, "the state of a checkpoint").get("best", False)
+    state = folder / STATE  # missing where a removal was cut short
+    return state.exists() and read_json(state, WHAT).get("best", False)
 
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        state = read_json(folder / "state.json", "the state of a checkpoint")
+        state = read_json(folder / STATE, WHAT)
     except ContractError as error:
         return str(error)
     for name, checksum in state["sha256"].items():

@@ -54,11 +54,12 @@ class Exports:
         with written_aside(path) as aside:
             write_bundle(aside, {"ema": averaged, "raw": raw}, self.manifest.spec, self.manifest.statistics(), document)
 
-    def forget(self, step: int, report: dict[str, float]) -> None:
+    def forget(self, report: dict[str, float]) -> None:
         """Remove all but the newest and the best; once a checkpoint stands that will not ask for them again."""
         if self.engine.world.rank == 0 and BEST_STEP in report:
-            newest = max(self.folder.glob("step-??????"))
-            for old in {*self.folder.glob("step-*")} - {newest, self._path(int(report[BEST_STEP]))}:
+            newest = max(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if p.suffix == "")
+            kept = {self._path(newest), self._path(int(report[BEST_STEP]))}
+            for old in {*self.folder.glob("step-*")} - kept:
                 shutil.rmtree(old)
 
     def finish(self, report: dict[str, float]) -> None:

@@ -31,8 +31,8 @@ def check_finite(found: dict[str, float], step: int, rank: int, days: list[str],
         report = folder / f"stopped-at-step-{step}-process-{rank}.json"
         write_json(report, {"step": step, "values": {k: str(v) for k, v in found.items()}, "windows": days})
         raise NonFiniteStepError(
-            f"step {step}: {', '.join(wrong)}; stopped before anything was saved. Process {rank} "
-            f"had windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
+            f"step {step}: {', '.join(wrong)}; nothing of that is saved. Process {rank} had "
+            f"windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
         )
 
 

@@ -101,8 +101,8 @@ class Run:
         self.images = Images(config, manifest, self.engine, self.reader)
         made_by = _identity(config, manifest, self.engine.precision)
         self.checkpoints = Checkpoints(Path(config.folder) / "checkpoints", self.engine, self.ema, made_by)
-        self.step, running, self.report = self.checkpoints.restore()
-        self.telemetry = Telemetry(config, manifest, world, self.step)
+        self.step, running, self.report, self.owes_validation = self.checkpoints.restore()
+        self.telemetry = Telemetry(config, manifest, world, self.step, self.owes_validation)
         self.meter = Meter(running, world.device)
         if self.step == 0 and config.model.corrects_gaussian:
             fit_prior_of(self.engine, config, manifest)
@@ -113,22 +113,29 @@ class Run:
         return Engine(task, optimizer, self.config.engine, self.world, self.config.data.batch)
 
     def train(self, stop: StopRequest) -> int:
-        """Steps until the last, or until a signal asks to stop."""
+        """Steps until the last, or until a signal asks to stop.
+
+        A step is saved before it is validated: whatever a validation dies of, the steps are not lost with it.
+        """
         config = self.config
         batches = self._batches()
         self.engine.train(True)
+        if self.owes_validation:
+            self._validate(saved=True)
         while self.step < config.steps:
             stopping = self._step(batches, stop)
             last = self.step == config.steps
             if last or config.due(config.log_every, self.step):
                 self._log()
-            if last or config.due(config.validate_every, self.step):
-                self._validate()
-            if last or stopping or config.due(config.checkpoint_every, self.step):
+            self.owes_validation = last or config.due(config.validate_every, self.step)
+            saved = last or stopping or config.due(config.checkpoint_every, self.step)
+            if saved:
                 self._checkpoint()
-            if stopping and not last:
+            if stopping:
                 log.warning("asked to stop: saved step %d of %d; the same command goes on", self.step, config.steps)
                 return STOPPED_EARLY
+            if self.owes_validation:
+                self._validate(saved)
         return DONE
 
     def _batches(self) -> Any:
@@ -201,7 +208,8 @@ class Run:
         self.telemetry.write(self.step, samples | self.meter.line(self.config.data.batch))
         self.meter = Meter({}, self.world.device)
 
-    def _validate(self) -> None:
+    def _validate(self, saved: bool) -> None:
+        """Judge the averaged weights and leave a bundle of them; the checkpoint of the step, if there is one, learns of it."""
         began = time.perf_counter()
         with self.ema.applied():
             found = self.validation.run()
@@ -211,14 +219,17 @@ class Run:
         self.telemetry.write(self.step, self.report)
         self.telemetry.show(self.step, image)
         self.exports.write(self.step, self.report)
+        self.owes_validation = False
+        if saved:
+            self.checkpoints.validated(self.step, self.report, best=self.report[BEST_STEP] == self.step)
+            self.exports.forget(self.report)
         self.meter.paused += time.perf_counter() - began
 
     def _checkpoint(self) -> None:
         began = time.perf_counter()
         self.engine.agree_on_running_statistics()
-        best = self.report.get(BEST_STEP) == self.step
-        self.checkpoints.save(self.step, self.meter.sums, self.report, best)
-        self.exports.forget(self.step, self.report)
+        self.checkpoints.save(self.step, self.meter.sums, self.report, self.owes_validation)
+        self.exports.forget(self.report)
         self.meter.paused += time.perf_counter() - began
 
 

@@ -31,6 +31,7 @@ from train.config import TrainConfig
 from train.cost import GIB, count
 from train.engine import World
 from train.execution import Precision, resolve_precision
+from train.export import LOSS
 
 Part = Literal["data", "forward", "backward", "step", "communication"]
 # Beginnings of the names of what depends on the machine and its clock, and differs between runs that are the same.
@@ -134,16 +135,17 @@ class Telemetry:
 
     Arguments:
         step: where the run begins; what was written of later steps is taken back.
+        owes_validation: whether the run begins with validating that step; what was written of that is taken back too.
     """
 
-    def __init__(self, config: TrainConfig, manifest: Manifest, world: World, step: int) -> None:
+    def __init__(self, config: TrainConfig, manifest: Manifest, world: World, step: int, owes_validation: bool) -> None:
         self.speaks, self.steps = world.rank == 0, config.steps
         if not self.speaks:
             return
         folder = Path(config.folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        _forget_after(self.path, step)
+        _forget_after(self.path, step, owes_validation)
         self.flops = count(config, manifest).flops
         self.ceiling = world.size * ceiling(world.device, resolve_precision(config.engine))
         (folder / "config.yaml").write_text(to_yaml(config))
@@ -188,13 +190,17 @@ def _bar() -> Progress:
     return Progress(*columns, TextColumn("loss {task.fields[loss]}"))
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Take back the lines of steps that will be made again, and a line cut short by a kill."""
+def _forget_after(path: Path, step: int, owes_validation: bool) -> None:
+    """Take back the lines of what will be made again, and a line cut short by a kill."""
+
+    def stays(line: dict[str, float]) -> bool:
+        return line["step"] < step or (line["step"] == step and not (owes_validation and LOSS in line))
+
     if not path.exists():
         return
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     aside = path.with_name(path.name + ".partial")
-    aside.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+    aside.write_text("".join(line for line in whole if stays(json.loads(line))))
     aside.replace(path)
 
 
