@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,6 +324,28 @@ def test_each_validation_leaves_a_bundle_and_the_best_becomes_the_model(tmp_path
     assert any((best[name] != last[name]).any() for name in best)
 
 
+def test_bundles_are_told_apart_by_their_numbers(tmp_path, shards, world):
+    """Which have another digit from step 1000000 on."""
+    config, manifest = load(TrainConfig, write_config(tmp_path, shards)), open_shards(shards)
+    exports = loop.Exports(config, manifest, SimpleNamespace(world=world), None)
+    for step in (999_990, 999_995, 1_000_000):
+        (exports.folder / f"step-{step}").mkdir(parents=True)
+    exports.forget({"validation/best_step": 999_990.0})
+    assert sorted(p.name for p in exports.folder.iterdir()) == ["step-1000000", "step-999990"]
+
+
+def test_a_bundle_names_the_configuration_that_its_run_ended_with(tmp_path, shards, monkeypatch):
+    """What may change on the way, such as accumulation, does not keep the last command from finding itself done."""
+    losses, asked = iter([0.3, 0.4]), iter([False, True])
+    monkeypatch.setattr(loop.Validation, "run", lambda self: {"validation/loss": next(losses)})
+    command = [str(write_config(tmp_path, shards, steps=4, validate_every=1, optim={})), "samples=12"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "asked", property(lambda self: next(asked)))
+        assert run(command) == loop.STOPPED_EARLY
+    assert run([*command, "engine.accumulation=2"]) == run([*command, "engine.accumulation=2"]) == loop.DONE
+    assert open_bundle(tmp_path / "bundle").document["report"]["validation/best_step"] == 1
+
+
 def test_the_loss_is_told_by_noise_level(tmp_path, shards):
     """Against the bundle's own network, window by window."""
     assert run([str(write_config(tmp_path, shards, steps=4)), "model.background_error=0"]) == 0
@@ -512,6 +535,8 @@ def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
         ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
         ("bundle=s3://bucket/model", "bundle: s3://bucket/model is not allowed"),
         ("folder=runs/x bundle=runs", "bundle: runs is not allowed; neither the run's folder nor one above it"),
+        ("folder=runs/x bundle=runs/x/bundles", "bundle: runs/x/bundles is not allowed; "),
+        (f"folder=runs/x bundle={ROOT}/runs/x/checkpoints/model", "runs/x/checkpoints is for the run's own work"),
         ("bundle=README.md/model", "README.md"),
     ],
 )

@@ -12,6 +12,8 @@ from train.data import DataConfig
 from train.engine import EngineConfig
 from train.optim import OptimConfig
 
+OWN_FOLDERS = ("bundles", "checkpoints", "images", "wandb")  # of a run, in its folder
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -62,10 +64,17 @@ class TrainConfig:
         for name in ("folder", "bundle"):
             if "://" in getattr(self, name):
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; a folder, only `shards` may be a URL")
-        if Path(self.bundle) in (Path(self.folder), *Path(self.folder).parents):
-            raise ValueError(f"bundle: {self.bundle} is not allowed; neither the run's folder nor one above it")
+        self._check_bundle()
         if self.optim.warmup_samples >= self.samples:
             raise ValueError(f"optim.warmup_samples: {self.optim.warmup_samples} is not below samples: {self.samples}")
+
+    def _check_bundle(self) -> None:
+        folder, bundle = Path(self.folder).resolve(), Path(self.bundle).resolve()
+        if bundle in (folder, *folder.parents):
+            raise ValueError(f"bundle: {self.bundle} is not allowed; neither the run's folder nor one above it")
+        for name in OWN_FOLDERS:
+            if bundle.is_relative_to(folder / name):
+                raise ValueError(f"bundle: {self.bundle} is not allowed; {folder / name} is for the run's own work")
 
     @property
     def steps(self) -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from slams.config import to_dict
-from slams.contracts.bundle import Weights, write_bundle
-from slams.contracts.envelope import written_aside
+from slams.contracts.bundle import DOCUMENT, Weights, open_bundle, write_bundle
+from slams.contracts.envelope import write_json, written_aside
 from slams.contracts.shards import Manifest
 from train.config import TrainConfig
 from train.engine import Engine
@@ -63,11 +63,15 @@ class Exports:
                 shutil.rmtree(old)
 
     def finish(self, report: dict[str, float]) -> None:
-        """Put the best where the configuration wants it."""
+        """Put the best where the configuration wants it, as the work of today's configuration.
+
+        One that was changed on the way, as accumulation may be, else would not know its own work again.
+        """
         if self.engine.world.rank == 0:
             best = self._path(int(report[BEST_STEP]))
             with written_aside(self.config.bundle) as aside:
                 shutil.copytree(best, aside, dirs_exist_ok=True)
+                write_json(aside / DOCUMENT, open_bundle(aside).document | {"config": to_dict(self.config)})
             log.info("%s: written; step %d had the lowest validation loss", self.config.bundle, report[BEST_STEP])
 
     def _path(self, step: int) -> Path:

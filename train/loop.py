@@ -209,7 +209,7 @@ class Run:
         self.meter = Meter({}, self.world.device)
 
     def _validate(self, saved: bool) -> None:
-        """Judge the averaged weights and leave a bundle of them; the checkpoint of the step, if there is one, learns of it."""
+        """Judge the averaged weights and leave a bundle of them; the checkpoint of a saved step learns of it."""
         began = time.perf_counter()
         with self.ema.applied():
             found = self.validation.run()

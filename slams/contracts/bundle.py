@@ -26,6 +26,7 @@ from slams.spec import StateSpec
 from slams.statistics import Statistics
 
 FORMAT, VERSION = "slams-bundle", 2
+DOCUMENT = "model.json"
 BOTH = "both"
 Weights = dict[str, np.ndarray]
 
@@ -95,7 +96,7 @@ def write_bundle(
         "statistics_sha256": sha256(folder / "statistics.safetensors"),
     }
     value = header(FORMAT, VERSION, config) | document | {"spec": spec.to_json()} | checksums
-    write_json(folder / "model.json", value)
+    write_json(folder / DOCUMENT, value)
 
 
 def _once(weights: dict[str, Weights]) -> Weights:
@@ -120,7 +121,7 @@ def open_bundle(folder: str | Path) -> Bundle:
     """
     folder = place(folder)
     with reading(folder):
-        document = read_json(folder / "model.json", "a trained model (`python -m train`)")
+        document = read_json(folder / DOCUMENT, "a trained model (`python -m train`)")
     check_header(document, FORMAT, VERSION, folder)
     return Bundle(folder, document)
 
