@@ -64,11 +64,13 @@ class HybridGaussian(nn.Module):
             year_B: share of the year of each window, 0 to 1.
         """
 
+        device = patterns.get_buffer("patterns").device
+
         def left() -> Iterator[np.ndarray]:
             middle = len(windows_BLZHW) // 2
             for known, other in ((halves[0], windows_BLZHW[middle:]), (halves[1], windows_BLZHW[:middle])):
                 for part in torch.from_numpy(other).split(FIT_CHUNK):
-                    yield known.split(part)[1].numpy()
+                    yield known.split(part.to(device))[1].cpu().numpy()
 
         self.zonal.fit(left)
         self.amplitudes.fit(patterns, windows_BLZHW, year_B)
@@ -122,7 +124,7 @@ class GaussianPrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, windows_BLZHW: np.ndarray, year_B: np.ndarray, noise_BZHW: np.ndarray | None = None) -> None:
-        """Estimate all covariances.
+        """Estimate all covariances, on the device where they are to lie.
 
         Arguments:
             windows_BLZHW: of the train years in time order, with the day before each window first, (B, 1 + L, ...);
@@ -137,12 +139,12 @@ class GaussianPrior(nn.Module):
         if self.forecast is None or self.departure is None or noise_BZHW is None:
             return
         self.forecast.fit(lambda: (part.numpy() for part in torch.from_numpy(windows_BLZHW).split(FIT_CHUNK)))
-        departures = np.empty_like(windows)
+        departures, device = np.empty_like(windows), self.patterns.get_buffer("patterns").device
         for i in range(0, len(departures), FIT_CHUNK):
             some = slice(i, i + FIT_CHUNK)
-            before, noise = (torch.from_numpy(x) for x in (windows_BLZHW[some, 0], noise_BZHW[some]))
+            before, noise = (torch.from_numpy(x).to(device) for x in (windows_BLZHW[some, 0], noise_BZHW[some]))
             z_b = before + self.forecast.draw_error(noise)
-            departures[some] = windows[some] - self.forecast(z_b).numpy()
+            departures[some] = windows[some] - self.forecast(z_b).cpu().numpy()
         self.departure.fit(self.patterns, halves, departures, year_B)
 
     def _patterns_of(self, windows_BLZHW: np.ndarray) -> Patterns:

@@ -9,6 +9,7 @@ applied as sum_j r_j o (S (r_j o x)), and its leading eigenvectors are found fro
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ SEASON_DAYS = 60  # on each side of a season's middle that its covariance is tak
 SUMMARY = 400  # vectors that stand for all windows when patterns are sought
 COVARIANCE_WINDOWS = 1000  # evenly spread, that the covariance along them is taken from
 PASSES = 2  # over the localised covariance before the last; with one alone, analyses are 4 % worse
+SUMMED_COLUMNS = 2**16  # of the record, at once
 OVERSAMPLING = 40  # directions beyond the patterns asked for
 SMALLEST_VARIANCE = 1e-6  # of a mode at a frame: a mode the train years never excited stays possible
 
@@ -62,10 +64,11 @@ class Patterns(nn.Module):
     def fit(self, windows_BLZHW: np.ndarray) -> Patterns:
         """Become the leading eigenvectors of the windows' localised covariance, by a randomised range finder (Halko et
         al. 2011, algorithms 4.4 and 5.3)."""
-        record_BD = _summary(windows_BLZHW, SUMMARY)
+        device = self.get_buffer("patterns").device
+        record_BD = _summary(torch.from_numpy(windows_BLZHW).flatten(1), SUMMARY, device)
         tapers_JS, n_state = self._tapers(), math.prod(self.shape)
         wanted = min(len(self.get_buffer("patterns")) + OVERSAMPLING, n_state)
-        basis = torch.from_numpy(normal(0, "init", shape=(wanted, n_state)))
+        basis = torch.from_numpy(normal(0, "init", shape=(wanted, n_state))).to(device)
         for _ in range(PASSES):
             basis = torch.linalg.qr(_localised(basis, record_BD, tapers_JS).mT)[0].mT.contiguous()
         mixture = torch.linalg.eigh(_covariance(_seen(basis, record_BD, tapers_JS)).double())[1]
@@ -74,10 +77,12 @@ class Patterns(nn.Module):
 
     def seen(self, windows_BLZHW: np.ndarray) -> Tensor:
         """Products of the tapered patterns with each window, (J, P, B): the localised covariance's other half."""
-        return _seen(self.get_buffer("patterns"), torch.from_numpy(windows_BLZHW).flatten(1), self._tapers())
+        patterns = self.get_buffer("patterns")
+        return _seen(patterns, torch.from_numpy(windows_BLZHW).flatten(1).to(patterns), self._tapers())
 
     def _tapers(self) -> Tensor:
-        return torch.from_numpy(taper_functions(Grid(*self.shape[-2:]), self.half_width_km)).float()
+        tapers = taper_functions(Grid(*self.shape[-2:]), self.half_width_km)
+        return torch.from_numpy(tapers).to(self.get_buffer("patterns"))
 
 
 class SeasonalAmplitudes(nn.Module):
@@ -110,24 +115,33 @@ class SeasonalAmplitudes(nn.Module):
         seen_JPB, year_B = patterns.seen(windows_BLZHW[::every]), year_B[::every]
         for season in range(SEASONS):
             apart = np.abs((year_B - (season + 0.5) / SEASONS + 0.5) % 1.0 - 0.5)
-            inside = torch.from_numpy(apart * DAYS_PER_YEAR <= SEASON_DAYS)
+            inside = torch.from_numpy(apart * DAYS_PER_YEAR <= SEASON_DAYS).to(seen_JPB.device)
             of_season = seen_JPB[:, :, inside] if inside.any() else seen_JPB
             variance, axes = torch.linalg.eigh(_covariance(of_season).double())
             self.get_buffer("axes")[season] = axes.float()
             self.get_buffer("variance")[season] = variance.clamp_min(SMALLEST_VARIANCE).float()
 
 
-def _summary(windows_BLZHW: np.ndarray, count: int) -> Tensor:
-    """At most so many vectors whose mean outer product is nearly that of all the windows: their scaled leading
-    empirical orthogonal functions, by the smaller of two matrices."""
-    record_BD = torch.from_numpy(windows_BLZHW).flatten(1)
+def _summary(record_BD: Tensor, count: int, device: torch.device) -> Tensor:
+    """At most so many vectors, on a device, whose mean outer product is nearly that of all the windows: their scaled
+    leading empirical orthogonal functions, by the smaller of two matrices."""
     if len(record_BD) <= count:
-        return record_BD
+        return record_BD.to(device)
     few = len(record_BD) < record_BD.shape[1]
-    power, vectors = torch.linalg.eigh(record_BD @ record_BD.mT if few else record_BD.mT @ record_BD)
+    parts = record_BD.split(SUMMED_COLUMNS, dim=1) if few else (record_BD.mT,)  # a record may fill a device
+    power, vectors = torch.linalg.eigh(
+        sum((part @ part.mT for part in _on(device, parts)), torch.zeros((), device=device))
+    )
     power, vectors = power[-count:].clamp_min(0), vectors[:, -count:]
-    found = vectors.mT @ record_BD if few else vectors.mT * power[:, None].sqrt()
+    if few:
+        found = torch.cat([vectors.mT @ part for part in _on(device, parts)], dim=1)
+    else:
+        found = vectors.mT * power[:, None].sqrt()
     return found * (len(found) / len(record_BD)) ** 0.5
+
+
+def _on(device: torch.device, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (part.to(device) for part in parts)
 
 
 def gain(variance: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

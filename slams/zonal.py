@@ -30,9 +30,10 @@ def fourier_basis(width: int) -> np.ndarray:
     return np.stack([np.cos(phase), sine], axis=1) * np.sqrt(scale)
 
 
-def _as_real(matrix: np.ndarray) -> np.ndarray:
+def _as_real(matrix: Tensor) -> Tensor:
     """Complex (..., a, b) to the real matrix (..., 2a, 2b) that does the same to (real part, imaginary part)."""
-    return np.block([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]])
+    rows = torch.cat([matrix.real, -matrix.imag], dim=-1), torch.cat([matrix.imag, matrix.real], dim=-1)
+    return torch.cat(rows, dim=-2)
 
 
 class ZonalModes(nn.Module):
@@ -57,8 +58,8 @@ class ZonalModes(nn.Module):
     def _of(self, name: str) -> Tensor:
         return self.get_buffer(name)
 
-    def _set(self, name: str, value: np.ndarray) -> None:
-        self._of(name).copy_(torch.from_numpy(np.ascontiguousarray(value)))
+    def _set(self, name: str, value: Tensor) -> None:
+        self._of(name).copy_(value)
 
     def _waves(self, z_BLZHW: Tensor) -> Tensor:
         """(B, L, Z, H, W) -> (m, B L, 2 Z H)."""
@@ -80,37 +81,37 @@ class ZonalModes(nn.Module):
         parts = mode.unflatten(3, (2, -1)).permute(0, 2, 4, 3, 1)
         return parts.flatten(3).flatten(1, 2)
 
-    def _complex_waves(self, windows: Windows) -> Iterator[np.ndarray]:
+    def _complex_waves(self, windows: Windows) -> Iterator[Tensor]:
         """Batches (m, B, L, Z H), of unit variance for white noise."""
-        fourier = self._of("fourier").double().cpu().numpy()
-        both = np.where(fourier[:, 1].any(axis=0), 0.5**0.5, 1.0)  # two parts of variance 1 each, or one
-        basis = (fourier[:, 0] + 1j * fourier[:, 1]) * both
+        fourier = self._of("fourier").double()
+        both = fourier[:, 1].any(dim=0)  # two parts of variance 1 each, or one
+        basis = torch.where(both, 0.5**0.5, 1.0) * fourier
         for x in windows():
-            yield np.einsum("blzhw,wm->mblzh", x, basis, optimize=True).reshape(basis.shape[1], *x.shape[:2], -1)
+            parts = torch.einsum("blzhw,wpm->mblzhp", torch.from_numpy(x).to(basis), basis)
+            yield torch.view_as_complex(parts.contiguous()).flatten(3)
 
-    def _fit_modes(self, windows: Windows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fit_modes(self, windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvectors (m, Z H, r), their variances (m, r), and the mean variance of what they leave (m,)."""
-        total, count = np.zeros(()), 0
+        total, count = torch.zeros(()), 0
         for wave in self._complex_waves(windows):
-            flat = wave.reshape(len(wave), -1, wave.shape[-1])
-            total = total + flat.swapaxes(1, 2) @ flat.conj()
+            flat = wave.flatten(1, 2)
+            total = flat.mT @ flat.conj() + total.to(flat)
             count += flat.shape[1]
-        variance, vectors = np.linalg.eigh(total / count)
-        kept = slice(variance.shape[1] - self.modes, None)
-        left = variance[:, : kept.start]
-        rest = left.mean(axis=1) if kept.start else np.zeros(len(variance))
-        self._set("vectors", _as_real(vectors[..., kept]))
-        return vectors[..., kept], np.maximum(variance[:, kept], SMALLEST_VARIANCE), rest
+        variance, vectors = torch.linalg.eigh(total / count)
+        left, kept = variance.split([variance.shape[1] - self.modes, self.modes], dim=1)
+        rest = left.mean(dim=1) if left.shape[1] else torch.zeros_like(kept[:, 0])
+        vectors = vectors[..., -self.modes :]
+        self._set("vectors", _as_real(vectors))
+        return vectors, kept.clamp_min(SMALLEST_VARIANCE), rest
 
-    def _fit_frames(self, windows: Windows, vectors: np.ndarray) -> np.ndarray:
+    def _fit_frames(self, windows: Windows, vectors: Tensor) -> Tensor:
         """Covariance of each mode over the frames, (m, r, L, L), Hermitian."""
-        total, count = np.zeros(()), 0
+        total, count = torch.zeros(()), 0
         for wave in self._complex_waves(windows):
-            mode = (wave.reshape(len(wave), -1, wave.shape[-1]) @ vectors.conj()).reshape(*wave.shape[:3], -1)
-            mode = mode.transpose(0, 3, 2, 1)  # (m, r, L, B)
-            total = total + mode @ mode.conj().swapaxes(-1, -2)
+            mode = (wave.flatten(1, 2) @ vectors.conj()).unflatten(1, wave.shape[1:3]).permute(0, 3, 2, 1)
+            total = mode @ mode.mH + total.to(mode)
             count += mode.shape[-1]
-        return np.asarray(total / count)
+        return total / count
 
 
 class ZonalGaussian(ZonalModes):
@@ -147,10 +148,10 @@ class ZonalGaussian(ZonalModes):
             windows: each call gives batches (B, L, Z, H, W) of the train years; it is called twice.
         """
         vectors, _, rest = self._fit_modes(windows)
-        variance, axes = np.linalg.eigh(_as_real(self._fit_frames(windows, vectors)))
+        variance, axes = torch.linalg.eigh(_as_real(self._fit_frames(windows, vectors)))
         self._set("rest", rest)
         self._set("axes", axes)
-        self._set("variance", np.maximum(variance, SMALLEST_VARIANCE))
+        self._set("variance", variance.clamp_min(SMALLEST_VARIANCE))
 
 
 class ZonalForecast(ZonalModes):
@@ -185,4 +186,4 @@ class ZonalForecast(ZonalModes):
         time = self._fit_frames(windows, vectors)
         before = time[..., 0, 0].real + self.error**2 * variance
         self._set("regression", _as_real(time[..., 1:, :1] / before[..., None, None]))
-        self._set("spread", np.sqrt(variance))
+        self._set("spread", variance.sqrt())

@@ -26,9 +26,7 @@ def fit_prior_of(engine: Engine, config: TrainConfig, manifest: Manifest) -> Non
         ConfigError, ContractError: as `fit_prior`.
     """
     if engine.world.rank == 0:
-        prior = engine.module.task.network.prior
-        fit_prior(prior.cpu(), config, manifest)
-        prior.to(engine.world.device)
+        fit_prior(engine.module.task.network.prior, config, manifest)
     engine.agree_on_buffers()
 
 
