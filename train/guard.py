@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import os
 import socket
@@ -14,6 +15,7 @@ from slams.config import ConfigError
 from slams.contracts.envelope import write_json
 
 NAMED_WINDOWS = 32
+log = logging.getLogger("slams.train")
 
 
 class NonFiniteStepError(RuntimeError):
@@ -40,6 +42,8 @@ def check_finite(found: dict[str, float], step: int, rank: int, days: list[str],
 def alone_in(folder: Path, rank: int) -> Iterator[None]:
     """Within it no other run writes into the folder; its first process holds the lock, which dies with it.
 
+    On a file system without locks nobody is refused.
+
     Raises:
         ConfigError: another run is at work there.
     """
@@ -53,7 +57,10 @@ def alone_in(folder: Path, rank: int) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise ConfigError(f"folder: {folder} is in use by {lock.read().strip()}; one run at a time") from None
+        except OSError as error:
+            log.warning("folder: %s cannot be locked (%s); see to it that no other run works there", folder, error)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} of {socket.gethostname()}")
         lock.flush()
+        os.register_at_fork(after_in_child=lock.close)  # else a reading process would hold it longer than this one
         yield
