@@ -6,8 +6,8 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_WAIT_POLICY=PASSIVE $(BIN)/python
 # The pins stand in pyproject.toml alone; the project itself, and torch with it, stays out of that environment.
 EXTRA_WORLD = $(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['world'])"
 
-# Studies of an hour, or after one, which say how good an analysis is and not how fast a program.
-STUDIES := $(patsubst %,benchmarks/%.py,frontier calibration twin suspects habits)
+# Studies of an hour, or after one, which say how good an analysis is and not how fast a program; and what needs a GPU.
+STUDIES := $(patsubst %,benchmarks/%.py,frontier calibration twin suspects habits gpu)
 
 .PHONY: demo test test-slow test-slurm lint bench bench-sampler results clean
 
