@@ -2,18 +2,22 @@
 
 import copy
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from crew import joined, outside
 from torch import nn
 
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.unet import UNet
-from train import execution, launch
+from train import engine, execution, launch
 from train.engine import Engine, EngineConfig, opened_world
 from train.execution import recompute_activations
+from train.machine import Machine, check_together
 from train.optim import OptimConfig, build_optimizer
 
 STEPS, BATCH, RATE, DECAY = 6, 4, 1e-2, 0.1
@@ -215,6 +219,37 @@ def test_the_machine_is_asked_before_the_world_is_joined(monkeypatch):
     monkeypatch.setattr("train.engine.deepspeed.init_distributed", lambda *a, **k: pytest.fail("joined"))
     with pytest.raises(ValueError, match="needs a GPU"), opened_world(EngineConfig(offload=True, zero_stage=1)):
         pass
+
+
+ON_CPU = Machine("node1", "cpu", "", True)
+ON_GPU = Machine("node1", "cuda", "GPU-1", True)
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (ON_GPU._replace(gpu="GPU-2"), None),
+        (ON_GPU._replace(host="node2"), None),  # as simulated nodes of one machine may say
+        (ON_GPU, "processes 0 and 1 on node1 compute on the same GPU, GPU-1; one process a GPU"),
+        (ON_CPU._replace(host="node2"), "process 0 on node1 computes on cuda, process 1 on node2 on cpu; all on one"),
+    ],
+)
+def test_processes_that_could_only_wait_for_each_other_are_refused(other, sentence):
+    check_together([ON_CPU, ON_CPU._replace(host="node2"), ON_CPU])
+    with pytest.raises(ValueError, match=sentence) if sentence else nullcontext():
+        check_together([ON_GPU, other])
+
+
+def test_every_process_hears_what_all_compute_on_and_auto_is_bf16_where_all_can():
+    told = [ON_CPU, ON_CPU._replace(bf16=False), ON_CPU._replace(host="node2")]
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor(3) as processes:
+        heard = list(
+            processes.map(lambda i: engine._introduced(store.clone(), launch.Place(i, 3, i), told[i]), range(3))
+        )
+    assert heard == [told] * 3
+    assert execution.resolve_precision(EngineConfig(), True) == "bf16"
+    assert execution.resolve_precision(EngineConfig(), False) == "fp32"
 
 
 def test_offloading_without_zero_is_refused():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_the_card_says_what_the_run_was_told_and_of_which_data(tmp_path, shards)
 
 def test_only_one_process_tells(tmp_path, shards, world):
     config, manifest = load(TrainConfig, write_config(tmp_path, shards)), open_shards(shards)
-    silent = Telemetry(config, manifest, dataclasses.replace(world, rank=1), 0, False)
+    silent = Telemetry(config, manifest, SimpleNamespace(world=dataclasses.replace(world, rank=1)), 0, False)
     silent.write(1, {"loss": 1.0, "samples_per_s": 1.0})
     silent.show(1, None)
     silent.close(0)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -532,6 +533,22 @@ def test_what_would_make_two_runs_of_one_is_refused(tmp_path, shards, capsys, wo
     assert run([config, word]) == 2
     assert "was made with another" in capsys.readouterr().err
     assert run([config]) == 0
+
+
+@pytest.mark.parametrize("first", ["fp32", "bf16"])
+def test_an_open_precision_stays_what_it_was(tmp_path, shards, monkeypatch, world, first):
+    """On another machine than the run began on."""
+    command = [str(write_config(tmp_path, shards, steps=4)), "engine.precision=auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "opened_world", lambda config: nullcontext(replace(world, bf16=first == "bf16")))
+        assert run([*command, "time_limit_minutes=1e-9"]) == 75
+    monkeypatch.setattr(loop, "opened_world", lambda config: nullcontext(replace(world, bf16=first == "fp32")))
+    computed, forward = set(), loop.Engine.forward
+    monkeypatch.setattr(
+        loop.Engine, "forward", lambda self, batch: computed.add(self.module.enabled) or forward(self, batch)
+    )
+    assert run(command) == 0 and computed == {first == "bf16"}
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["precision"] == first
 
 
 def test_a_prior_is_not_fitted_to_what_no_weather_is(tmp_path, capsys):

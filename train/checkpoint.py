@@ -27,7 +27,8 @@ class Checkpoints:
     """The checkpoints of a run; every process calls every method.
 
     Arguments:
-        made_by: what must be the same when the run goes on: else the numbers would not be those of one run.
+        made_by: what must be the same, as the precision must, when the run goes on: else the numbers would not be those
+            of one run.
         keep: checkpoints that stay, the newest ones; the best one stays besides.
     """
 
@@ -53,7 +54,7 @@ class Checkpoints:
         self.world.barrier()
         if self.world.rank == 0:
             checksums = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
-            state = {"running": running, "report": report, "made_by": self.made_by, "processes": self._processes()}
+            state = {"running": running, "report": report, "made_by": self._identity(), "processes": self._processes()}
             write_json(aside / STATE, state | {"owes_validation": owes_validation, "sha256": checksums})
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
@@ -130,8 +131,13 @@ class Checkpoints:
             raise ContractError(f"{self.folder}: no checkpoint there is whole; remove the folder to start again")
         return 0
 
+    def _identity(self) -> dict[str, Any]:
+        return self.made_by | {"precision": self.engine.precision}
+
     def _check(self, folder: Path, state: dict[str, Any]) -> None:
-        other = [key for key, value in self.made_by.items() if state["made_by"].get(key) != value]
+        if self.engine.config.precision == "auto":
+            self.engine.compute_in(state["made_by"]["precision"])
+        other = [key for key, value in self._identity().items() if state["made_by"].get(key) != value]
         if other:
             raise ContractError(f"{folder}: was made with another {', '.join(other)}; choose another folder")
 

@@ -27,6 +27,7 @@ from slams.statistics import N_HARMONICS
 from train.config import TrainConfig
 from train.data import TRAIN
 from train.execution import BUCKET, Autocast, micro_batch, recompute_activations, resolve_precision
+from train.machine import computes_in_bf16
 from train.prior import FIT_WINDOWS
 
 GIB = 2**30
@@ -108,7 +109,7 @@ def _passed(
     config: TrainConfig, manifest: Manifest, windows: int, prepare: Callable[[nn.Module], None] = nn.Module.train
 ) -> Pass:
     """Of the ways that a batch can go through the Gaussian prior, all windows without a background is counted."""
-    device, bf16 = torch.device(accelerator()), resolve_precision(config.engine) == "bf16"
+    device, bf16 = torch.device(accelerator()), resolve_precision(config.engine, computes_in_bf16()) == "bf16"
     with FakeTensorMode(allow_non_fake_inputs=True):
         task = _task(config, manifest, device)
         prepare(task)
@@ -248,7 +249,7 @@ def estimate(config: TrainConfig, manifest: Manifest, processes: int) -> list[st
     names = ("ZeRO", "processes", *(field.name for field in fields(Memory)), "total")
     cached, fitted = (held / GIB for held in (cached_bytes(config, manifest), fit_bytes(config, manifest)))
     return [
-        f"parameters: {passed[processes].parameters}, precision {resolve_precision(config.engine)}",
+        f"parameters: {passed[processes].parameters}, precision {resolve_precision(config.engine, computes_in_bf16())}",
         f"arithmetic: {passed[processes].flops / 1e9:.4g} GFLOP a sample, forward and backward",
         "memory of one process in GiB:",
         "  ".join(names),

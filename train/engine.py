@@ -7,12 +7,15 @@ numerical path.
 from __future__ import annotations
 
 import io
+import json
+import logging
 import os
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,12 +41,17 @@ from train.execution import (
     BUCKET,
     Autocast,
     EngineConfig,
+    Precision,
     check_machine,
     micro_batch,
     recompute_activations,
     resolve_precision,
 )
-from train.launch import ADDRESS, ALONE, LAUNCH_VARIABLES, check_host, launch
+from train.launch import ADDRESS, ALONE, LAUNCH_VARIABLES, Place, check_host, launch
+from train.machine import Machine, check_together, this_machine
+
+PATIENCE = timedelta(minutes=30)  # of a process for the others; DeepSpeed's own is 10 minutes
+log = logging.getLogger("slams.train")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    bf16: bool  # whether every process computes in that
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes, the same on each."""
@@ -94,12 +103,19 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
     if place is ALONE:  # no launcher: an address that is set is somebody else's
         os.environ |= dict(zip(ADDRESS, ("localhost", str(_free_port())), strict=True))
     check_host()
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False)
+        store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
+        machines = _introduced(store, place, this_machine(device))
+        check_together(machines)
+        group = dist.PrefixStore("default_pg", store)
+        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size, timeout=PATIENCE)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=PATIENCE)
     except dist.DistError as error:  # the port is taken, or the others never came
         address = ":".join(os.environ[name] for name in ADDRESS)
         raise ConfigError(f"environment: no process group at {address} ({str(error).splitlines()[0]})") from error
-    world = World(place.rank, place.size, device)
+    log.info("%d process(es) on %s, %s", place.size, device.type, backend)
+    world = World(place.rank, place.size, device, all(machine.bf16 for machine in machines))
     yield world
     world.barrier()
     deepspeed.comm.destroy_process_group()  # torch's alone would leave its groups in DeepSpeed's memory
@@ -115,6 +131,18 @@ def _device(local_rank: int) -> torch.device:
     device = torch.device("cuda", local_rank if seen > 1 else 0)
     torch.cuda.set_device(device)
     return device
+
+
+def _introduced(store: dist.Store, place: Place, mine: Machine) -> list[Machine]:
+    """What every process computes on, told before anything needs all of them."""
+    ranks = [str(rank) for rank in range(place.size)]
+    told, heard = dist.PrefixStore("told", store), dist.PrefixStore("heard", store)
+    told.set(str(place.rank), json.dumps(mine))
+    found = [Machine(*json.loads(value)) for value in told.multi_get(ranks)]
+    heard.set(str(place.rank), "")
+    if place.rank == 0:  # with it the store would end
+        heard.wait(ranks)
+    return found
 
 
 def _free_port() -> int:
@@ -136,7 +164,7 @@ class Engine:
         self, task: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig, world: World, batch: int
     ) -> None:
         self.config, self.world = config, world
-        self.precision = resolve_precision(config)
+        self.precision = resolve_precision(config, world.bf16)
         self.module = Autocast(task, world.device, self.precision == "bf16")
         if config.activation_checkpointing:
             recompute_activations(task)
@@ -155,6 +183,11 @@ class Engine:
         if config.compile:
             task.compile()
         self.parameters = list(task.parameters())
+
+    def compute_in(self, precision: Precision) -> None:
+        """What an open precision meant where the run began."""
+        self.precision = precision
+        self.module.enabled = precision == "bf16"
 
     @property
     def n_parameters(self) -> int:

@@ -27,7 +27,8 @@ class EngineConfig:
 
     Arguments:
         zero_stage: what DeepSpeed partitions over the processes: 0 nothing, 1 optimizer, 2 gradients, 3 weights.
-        precision: ``bf16`` is autocast with float32 weights; ``auto`` is bf16 where the machine computes in it.
+        precision: ``bf16`` is autocast with float32 weights; ``auto`` is bf16 where all machines compute in it,
+            and in a run that goes on what it was before.
         gradient_clipping: largest norm of the gradient; 0 for none.
         accumulation: micro-batches a step on each process; the global batch stays what it is.
         channels_last: memory format of the weights; where ZeRO is at work they lie flat, and it has no effect.
@@ -60,14 +61,11 @@ class EngineConfig:
             raise ValueError("offload: true is not allowed with zero_stage 0, which moves nothing; 1, 2 or 3")
 
 
-def resolve_precision(config: EngineConfig) -> Precision:
-    """What ``auto`` means on this machine."""
+def resolve_precision(config: EngineConfig, bf16: bool) -> Precision:
+    """What ``auto`` means where every process computes in bf16, or not every one does."""
     if config.precision != "auto":
         return config.precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    known = torch.cpu.get_capabilities()
-    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
+    return "bf16" if bf16 else "fp32"
 
 
 def micro_batch(batch: int, config: EngineConfig, n_processes: int) -> int:

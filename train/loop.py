@@ -99,10 +99,10 @@ class Run:
         self.validation = Validation(config, manifest, self.engine, self.reader)
         self.exports = Exports(config, manifest, self.engine, self.ema)
         self.images = Images(config, manifest, self.engine, self.reader)
-        made_by = _identity(config, manifest, self.engine.precision)
+        made_by = _identity(config, manifest)
         self.checkpoints = Checkpoints(Path(config.folder) / "checkpoints", self.engine, self.ema, made_by)
         self.step, running, self.report, self.owes_validation = self.checkpoints.restore()
-        self.telemetry = Telemetry(config, manifest, world, self.step, self.owes_validation)
+        self.telemetry = Telemetry(config, manifest, self.engine, self.step, self.owes_validation)
         self.meter = Meter(running, world.device)
         if self.step == 0 and config.model.corrects_gaussian:
             fit_prior_of(self.engine, config, manifest)
@@ -233,12 +233,12 @@ class Run:
         self.meter.paused += time.perf_counter() - began
 
 
-def _identity(config: TrainConfig, manifest: Manifest, precision: str) -> dict[str, Any]:
+def _identity(config: TrainConfig, manifest: Manifest) -> dict[str, Any]:
     """What may not change when a run goes on."""
     whole = to_dict(config)
     found = {name: whole[name] for name in ("seed", "samples", "validation_windows", "model", "optim")}
     found |= {"batch": config.data.batch, "gradient_clipping": config.engine.gradient_clipping}
-    found |= {"precision": precision, "frames": len(manifest.frames), "splits": manifest.document["splits"]}
+    found |= {"frames": len(manifest.frames), "splits": manifest.document["splits"]}
     found |= {"spec": manifest.spec.digest, "statistics": manifest.document["statistics_sha256"]}
     # latents of another autoencoder are other data, even where their shape is the same
     return found | {"shape": list(manifest.shape), "autoencoder": manifest.document.get("autoencoder", "")}

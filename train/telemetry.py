@@ -29,8 +29,8 @@ from slams.contracts.envelope import provenance, sha256, write_json
 from slams.contracts.shards import Manifest
 from train.config import TrainConfig
 from train.cost import GIB, count
-from train.engine import World
-from train.execution import Precision, resolve_precision
+from train.engine import Engine
+from train.execution import Precision
 from train.export import LOSS
 
 Part = Literal["data", "forward", "backward", "step", "communication"]
@@ -138,8 +138,10 @@ class Telemetry:
         owes_validation: whether the run begins with validating that step; what was written of that is taken back too.
     """
 
-    def __init__(self, config: TrainConfig, manifest: Manifest, world: World, step: int, owes_validation: bool) -> None:
-        self.speaks, self.steps = world.rank == 0, config.steps
+    def __init__(
+        self, config: TrainConfig, manifest: Manifest, engine: Engine, step: int, owes_validation: bool
+    ) -> None:
+        self.speaks, self.steps = engine.world.rank == 0, config.steps
         if not self.speaks:
             return
         folder = Path(config.folder)
@@ -147,10 +149,10 @@ class Telemetry:
         self.path = folder / "metrics.jsonl"
         _forget_after(self.path, step, owes_validation)
         self.flops = count(config, manifest).flops
-        self.ceiling = world.size * ceiling(world.device, resolve_precision(config.engine))
+        self.ceiling = engine.world.size * ceiling(engine.world.device, engine.precision)
         (folder / "config.yaml").write_text(to_yaml(config))
         speed = {"flops_per_sample": self.flops, "ceiling_flops_per_s": self.ceiling}
-        write_json(folder / "environment.json", environment(config, manifest, world) | speed)
+        write_json(folder / "environment.json", environment(config, manifest, engine) | speed)
         self._wandb = _open_wandb(config, folder)
         self._bar = _bar() if sys.stdout.isatty() else None
         if self._bar is not None:
@@ -233,9 +235,10 @@ def _wandb_run(config: TrainConfig, folder: Path, identity: str) -> Any:
     )
 
 
-def environment(config: TrainConfig, manifest: Manifest, world: World) -> dict[str, Any]:
+def environment(config: TrainConfig, manifest: Manifest, engine: Engine) -> dict[str, Any]:
     """A card of the run: what it was told, the data, the machine and the programs, beside the throughput."""
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu"
+    on_gpu = engine.world.device.type == "cuda"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu"
     return provenance() | {
         "config_digest": digest(config),
         "manifest_sha256": sha256(manifest.folder / "manifest.json"),
@@ -245,7 +248,7 @@ def environment(config: TrainConfig, manifest: Manifest, world: World) -> dict[s
         "platform": platform.platform(),
         "device": device,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "processes": world.size,
+        "processes": engine.world.size,
         "threads": torch.get_num_threads(),
-        "precision": resolve_precision(config.engine),
+        "precision": engine.precision,
     }
