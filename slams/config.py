@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
+# What omegaconf says of a value of another form than its field's, and the same in plain words.
+PLAIN = (
+    (".*AnyNode is not a ListConfig.*", "a list is needed, such as [1, 2]"),
+    (r".*: \w+ is not a subclass of (\w+)\. value: (.*)", r"\2 is not allowed where the fields of \1 are needed"),
+    ("Cannot merge incompatible container types", "a list stands where fields are needed, or fields where a list is"),
+)
 
 
 class ConfigError(ValueError):
@@ -40,7 +48,9 @@ def load(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         ConfigError: file missing or not YAML, unknown key, wrong type, missing or refused value.
     """
     try:
-        return cast(T, OmegaConf.to_object(_merged(path, overrides, OmegaConf.structured(schema))))
+        found = cast(T, OmegaConf.to_object(_merged(path, overrides, OmegaConf.structured(schema))))
+        _check_finite(dataclasses.asdict(cast(Any, found)))
+        return found
     except (OmegaConfBaseException, ValueError, TypeError, yaml.YAMLError) as error:
         raise _refusal(path, error) from error
 
@@ -80,9 +90,25 @@ def _check_word(word: str) -> None:
         raise ConfigError(f"override {word!r}: {_sentence(error)}") from error
 
 
+def _check_finite(value: Any, name: str = "") -> None:
+    """Refuse NaN and infinity: comparisons let them pass, and JSON does not know them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name}: {value} is not allowed; a finite number")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_finite(part, f"{name}.{key}".removeprefix("."))
+    if isinstance(value, list):
+        for i, part in enumerate(value):
+            _check_finite(part, f"{name}[{i}]")
+
+
 def _sentence(error: Exception) -> str:
-    """First line of an error, with omegaconf's field name added where it has one."""
+    """What is wrong and where: of YAML its place, of omegaconf its first line with the field's name."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     text = str(error).strip().split("\n")[0]
+    for jargon, plain in PLAIN:
+        text = re.sub(jargon, plain, text)
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key and str(key) not in text else text
 

@@ -92,6 +92,13 @@ MISTAKES = [
     ("train", "samples=0", "samples: 0 is not allowed; at least 1"),
     ("train", "model.frames=2", "frames: 2 is not allowed"),
     ("train", "model.kind=diffusion", "diffusion"),
+    ("train", "optim.learning_rate=.nan", "optim.learning_rate: nan is not allowed; a finite number"),
+    ("train", "engine.gradient_clipping=.inf", "engine.gradient_clipping: inf is not allowed; a finite number"),
+    ("train", "model.modality_weights=[1, .nan]", "model.modality_weights[1]: nan is not allowed; a finite number"),
+    ("train", "model.hidden=64", "model.hidden: a list is needed, such as [1, 2]"),
+    ("train", "model=3", "3 is not allowed where the fields of ModelConfig are needed"),
+    ("train", "model.hidden={a: 1}", "a list stands where fields are needed, or fields where a list is"),
+    ("train", "data.batch=[1", "did not find expected ',' or ']'"),
     ("sample", "guidance.theta=1", "guidance.theta"),
     ("sample", "members=many", "members"),
     ("sample", "sampler.steps=[1]", "sampler.steps"),
@@ -137,12 +144,21 @@ def test_what_is_required_and_not_given_is_named(job, name, tmp_path):
     assert name in str(said.value) and "\n" not in str(said.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "archive: 3", "\tx: 1"])
-def test_what_is_no_configuration_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [1", "line 2, column 1: did not find expected ',' or ']'"),
+        ("- 1\n- 2", "a list stands where fields are needed"),
+        ("archive: 3", "archive: 3 is not allowed where the fields of ArchiveConfig are needed"),
+        ("\tx: 1", "line 1, column 1: found character that cannot start any token"),
+        ("archive:\n  path: x\n  path: y", "line 3, column 3: found duplicate key path"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(tmp_path, text, sentence):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml") as said:
         load(PrepConfig, tmp_path / "bad.yaml")
-    assert "\n" not in str(said.value)
+    assert sentence in str(said.value) and "\n" not in str(said.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
