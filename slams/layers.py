@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,86 @@ def pad_sphere(x: Tensor, width: int) -> Tensor:
     Returns:
         (B, C, H + 2 width, W + 2 width).
     """
-    half = x.shape[-1] // 2
-    north = x[..., :width, :].flip(-2).roll(half, -1)
-    south = x[..., -width:, :].flip(-2).roll(half, -1)
-    return F.pad(torch.cat([north, x, south], dim=-2), (width, width, 0, 0), mode="circular")
+    return _Padded.apply(x, width, True)  # type: ignore[no-untyped-call]
+
+
+def pad_circular(x: Tensor, width: int) -> Tensor:
+    """Continue a field as if both directions wrapped; arguments as of `pad_sphere`."""
+    return _Padded.apply(x, width, False)  # type: ignore[no-untyped-call]
+
+
+class _Padded(torch.autograd.Function):
+    """A field with its edges. One pass over it each way, where torch's own padding takes four and its gradient more:
+    on a GPU, half of the time of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, width: int, is_sphere: bool) -> Tensor:
+        ctx.how = width, is_sphere
+        *batch, height, columns = x.shape
+        shape = (*batch, height + 2 * width, columns + 2 * width)
+        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+        inside = padded[..., width:-width]
+        inside[..., width:-width, :] = x
+        north, south = _seen_across(width, is_sphere)
+        inside[..., :width, :] = _across(x[..., north, :], is_sphere)
+        inside[..., -width:, :] = _across(x[..., south, :], is_sphere)
+        padded[..., :width], padded[..., -width:] = inside[..., -width:], inside[..., :width]
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Folded.apply(gradient, *ctx.how), None, None  # type: ignore[no-untyped-call]
+
+
+class _Folded(torch.autograd.Function):
+    """The transpose of `_Padded`: what lies on an edge is added to where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, width: int, is_sphere: bool) -> Tensor:
+        ctx.how = width, is_sphere
+        rows = padded[..., width:-width, :]
+        x = rows[..., width:-width].clone(memory_format=_layout(padded))
+        _add_columns(x, rows, width)
+        north, south = _seen_across(width, is_sphere)
+        for origin, edge in ((north, padded[..., :width, :]), (south, padded[..., -width:, :])):
+            folded = edge[..., width:-width].clone()
+            _add_columns(folded, edge, width)
+            x[..., origin, :] += _across(folded, is_sphere)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Padded.apply(gradient, *ctx.how), None, None  # type: ignore[no-untyped-call]
+
+
+def _seen_across(width: int, is_sphere: bool) -> tuple[slice, slice]:
+    """Rows that stand beyond the northern edge and beyond the southern one."""
+    top, bottom = slice(None, width), slice(-width, None)
+    return (top, bottom) if is_sphere else (bottom, top)
+
+
+def _across(rows: Tensor, is_sphere: bool) -> Tensor:
+    """Rows as they are seen beyond an edge, and back again."""
+    return rows.flip(-2).roll(rows.shape[-1] // 2, -1) if is_sphere else rows
+
+
+def _add_columns(x: Tensor, padded: Tensor, width: int) -> None:
+    x[..., -width:] += padded[..., :width]
+    x[..., :width] += padded[..., -width:]
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def pad_zeros(x: Tensor, width: int) -> Tensor:
+    """Continue a field with zeros; arguments as of `pad_sphere`."""
+    return F.pad(x, (width,) * 4)
+
+
+PADDINGS: dict[Padding, Callable[[Tensor, int], Tensor]]
+PADDINGS = {"sphere": pad_sphere, "circular": pad_circular, "zeros": pad_zeros}
 
 
 class Conv(nn.Conv2d):
@@ -45,10 +122,14 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.width == 0:
             return super().forward(x)
-        if self.edge == "sphere":
-            return super().forward(pad_sphere(x, self.width))
-        mode = "circular" if self.edge == "circular" else "constant"
-        return super().forward(F.pad(x, (self.width,) * 4, mode=mode))
+        return super().forward(PADDINGS[self.edge](_cast(x), self.width))
+
+
+def _cast(x: Tensor) -> Tensor:
+    """To what a convolution under autocast would cast it, once it were padded and more."""
+    kind = x.device.type
+    is_cast = x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if is_cast else x
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

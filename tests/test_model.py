@@ -1,13 +1,16 @@
 """Networks: the published parameter counts, the shape of the Earth, and what a missing value may not do."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from slams.autoencoder import ReconstructionTask
 from slams.contracts.bundle import open_bundle, write_bundle
 from slams.denoise import NetworkDenoiser
-from slams.layers import pad_sphere
+from slams.layers import Conv, pad_circular, pad_sphere
 from slams.model import ModelConfig, build, build_task, describe, open_autoencoder, open_score
 from slams.sde import CosineSDE
 from slams.spec import OLR, PRECIPITATION, TEMPERATURE, Grid, StateSpec
@@ -63,6 +66,28 @@ def test_sphere_padding_is_the_neighbour_on_the_sphere():
             source = -1 - row if row < 0 else 2 * height - 1 - row if row >= height else row
             expected = x[0, 0, source, (column + (width // 2 if over else 0)) % width]
             assert padded[row + pad, column + pad] == expected
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("width", [1, 2])
+def test_padding_has_its_derivatives_and_keeps_the_layout(layout, width):
+    """By finite differences, the first and the second; the plain one beside torch's own."""
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x.to(memory_format=layout).requires_grad_()
+    for pad in (pad_sphere, pad_circular):
+        assert pad(x, width).is_contiguous(memory_format=layout)
+        assert torch.autograd.gradcheck(partial(pad, width=width), x)
+        assert torch.autograd.gradgradcheck(partial(pad, width=width), x)
+    torch.testing.assert_close(pad_circular(x, width), F.pad(x, (width,) * 4, mode="circular"), rtol=0, atol=0)
+
+
+def test_a_field_is_padded_as_it_is_convolved():
+    """In bf16 under autocast: half the bytes, and the same numbers as of one that is cast afterwards."""
+    conv, x = Conv(4, 5, 3, "sphere"), torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = conv(x), F.conv2d(pad_sphere(x, 1), conv.weight, conv.bias)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "score"])
