@@ -20,7 +20,8 @@ class OptimConfig:
 
     Arguments:
         learning_rate: the peak.
-        weight_decay: of matrices and kernels; norms and biases have none.
+        weight_decay: of matrices, kernels and the scales (C, 1, 1) of norms over channels; of vectors, which biases
+            and the scales of other norms are, none.
         schedule: after the warm-up, ``cosine`` or ``linear`` to zero, or ``constant``.
         warmup_samples: of a linear rise from zero.
         ema_half_life_samples: samples after which a weight counts half in the average.
@@ -49,7 +50,7 @@ class OptimConfig:
 
 
 def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW without decay of vectors: norms and biases."""
+    """AdamW without decay of vectors: biases, and the scales of most norms."""
     parameters = [p for p in task.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
