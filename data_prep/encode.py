@@ -76,6 +76,7 @@ def _run(config: EncodeConfig, whole: PrepConfig) -> None:
 @lru_cache(maxsize=1)
 def _network(autoencoder: str, checksum: str) -> Autoencoder | PaperAutoencoder:
     """Opened once a process, and again where another bundle lies there; on this machine's GPU if it has one."""
+    torch.backends.cudnn.allow_tf32 = False  # else a GPU's latents are those of a CPU to 1e-3 only
     return open_autoencoder(open_bundle(autoencoder)).to(DEVICE)
 
 

@@ -252,6 +252,12 @@ def test_every_process_hears_what_all_compute_on_and_auto_is_bf16_where_all_can(
     assert execution.resolve_precision(EngineConfig(), False) == "fp32"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_convolutions_of_a_gpu_keep_the_mantissa_of_the_precision(world, precision):
+    start_engine(Task(), world, precision=precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision == "bf16")
+
+
 def test_offloading_without_zero_is_refused():
     with pytest.raises(ValueError, match="offload: true is not allowed with zero_stage 0"):
         EngineConfig(offload=True)

@@ -1,6 +1,7 @@
 """Shards are read from a folder or from an object store, in few requests; damage stops a run, or is left out."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from test_train import assert_same_result, lines, write_config, write_tiny_shard
 
 from slams.contracts import shards as contract
 from slams.contracts.shards import open_shards
+from slams.contracts.storage import read_range
 from train.__main__ import run
 from train.damage import usable
 from train.data import TRAIN, VALIDATION, DataConfig, Reader
@@ -171,6 +173,26 @@ def test_damage_stops_a_run_unless_it_is_to_be_left_out(tmp_path, shards, capsys
     said = capsys.readouterr().err
     assert said.startswith("slams-train: ") and "frames-00000.tar: " in said and said.count("\n") == 1
     assert not (tmp_path / "stops" / "bundle").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_says_that_shards_are_damaged_may_not_be(tmp_path, shards, capsys, more):
+    """A digit of the splits, with which the model would learn the years that it is judged by."""
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    document = json.loads((copy / "manifest.json").read_text())
+    document["splits"]["train"] = [2001, 2005]
+    (copy / "manifest.json").write_text(json.dumps(document))
+    assert run([str(write_config(tmp_path, copy)), "data.damaged=skip", *more]) == 2
+    assert "manifest.json: the checksum of its own content does not match" in capsys.readouterr().err
+
+
+def test_a_read_that_the_system_cuts_short_goes_on(tmp_path, monkeypatch):
+    """As beyond 2 GiB."""
+    path, read = tmp_path / "file", os.pread
+    path.write_bytes(bytes(range(100)))
+    monkeypatch.setattr(os, "pread", lambda file, size, start: read(file, min(size, 7), start))
+    for start, stop in ((0, 100), (5, 40), (90, 200), (3, 3)):
+        assert read_range(path, start, stop) == bytes(range(100))[start:stop]
 
 
 def test_damage_that_leaves_no_window_is_refused(tmp_path, shards, capsys):

@@ -13,6 +13,7 @@ import torch
 from crew import joined
 from matplotlib.image import imread
 from test_train import write_config, write_tiny_shards
+from torch.overrides import TorchFunctionMode
 
 from slams.config import digest, load
 from slams.contracts.shards import open_shards
@@ -102,6 +103,22 @@ def test_the_ceiling_is_what_another_library_reaches():
         fastest = min(fastest, time.perf_counter() - began)
     numpys = 2 * 1024**3 / fastest
     assert numpys / 4 < ceiling(CPU, "fp32") / torch.get_num_threads() < 4 * numpys
+
+
+def test_the_ceiling_is_that_of_numbers_as_they_come():
+    """A GPU multiplies ones faster, as they take less power."""
+
+    class Multiplied(TorchFunctionMode):
+        spread = ()
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func in (torch.Tensor.matmul, torch.Tensor.__matmul__):
+                self.spread += tuple(float(factor.std()) for factor in args)
+            return func(*args, **(kwargs or {}))
+
+    with Multiplied() as multiplied:
+        ceiling.__wrapped__(CPU, "fp32")
+    assert len(multiplied.spread) >= 2 and min(multiplied.spread) > 0.5
 
 
 def test_time_goes_to_the_part_it_was_spent_in(monkeypatch):

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from data_prep.shards import write_shards
-from slams.config import load
+from slams.config import ConfigError, load
 from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, written_aside
 from slams.contracts.shards import open_shards
@@ -30,12 +30,12 @@ from slams.model import open_autoencoder, open_score
 from slams.patterns import season_of
 from slams.spec import PRECIPITATION, Grid, Modality, StateSpec
 from slams.statistics import Statistics, day_features
-from train import loop
+from train import engine, loop, prior
 from train.__main__ import run
 from train.config import TrainConfig
 from train.data import Portion, Reader, plan, training_noise, validation_noise
 from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
-from train.guard import alone_in
+from train.guard import alone_in, explained
 from train.optim import Ema, OptimConfig, learning_rate
 from train.telemetry import CLOCK
 
@@ -219,19 +219,65 @@ def test_no_validation_begins_once_a_stop_is_asked_for(tmp_path, shards, monkeyp
     assert_same_result(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_prior_is_fitted_once_and_comes_back_from_the_checkpoint(tmp_path, shards, reference, monkeypatch, stage):
+@pytest.mark.parametrize(("stage", "saved_by"), [(0, "this"), (3, "this"), (0, "an earlier"), (3, "an earlier")])
+def test_a_prior_is_fitted_once_and_comes_back(tmp_path, shards, reference, monkeypatch, stage, saved_by):
+    """From its file; what an earlier version has saved, from the checkpoint."""
     words = [str(write_config(tmp_path, shards)), f"engine.zero_stage={stage}"]
+    path = tmp_path / "run" / "prior.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(loop.StopRequest, "asked", True)
+        if saved_by == "an earlier":
+            patch.setattr(engine, "_say_nothing", lambda *given: None)
+            patch.setattr(loop.Checkpoints, "needs", lambda *given: None)
         assert run(words) == loop.STOPPED_EARLY
-    monkeypatch.setattr(loop, "fit_prior_of", lambda *given: pytest.fail("fitted anew"))
-    assert run(words) == 0
+    saved = (tmp_path / "run" / "checkpoints" / "step-000001" / "engine").glob("*model_states.pt")
+    (state,) = (torch.load(part, weights_only=False)["module"] for part in saved)
+    assert any(".prior." in name for name in state) == (saved_by == "an earlier")
+    if saved_by == "an earlier":
+        path.unlink()
+    monkeypatch.setattr(prior, "fit_prior", lambda *given: pytest.fail("fitted anew"))
+    assert run(words) == 0 and path.exists()
     ours, theirs = (open_bundle(folder / "bundle").weights() for folder in (tmp_path, reference))
     assert ours.keys() == theirs.keys() and any(name.startswith("prior.") for name in ours)
     for name in ours:
         exact = {"rtol": 0, "atol": 0} if name.startswith("prior.") else {"rtol": 1e-3, "atol": 1e-4}
         np.testing.assert_allclose(ours[name], theirs[name], err_msg=name, **exact)
+
+
+def test_a_fit_outlives_a_run_that_dies_before_its_first_step(tmp_path, shards, reference, monkeypatch):
+    """And a prior of another configuration, or one that a crash of the machine tore, is not taken for it."""
+    config = str(write_config(tmp_path, shards))
+    forward, fitted, fit = loop.Engine.forward, [], prior.fit_prior
+    monkeypatch.setattr(loop.Engine, "forward", lambda *given: pytest.fail("killed"))
+    monkeypatch.setattr(prior, "fit_prior", lambda *given: fitted.append(fit(*given)))
+    for words, fits in (([], 1), ([], 1), (["model.patterns=3"], 2), ([], 3), (["optim.learning_rate=1e-4"], 3)):
+        with pytest.raises(pytest.fail.Exception):
+            run([config, *words])
+        assert len(fitted) == fits
+    path = tmp_path / "run" / "prior.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(loop.Engine, "forward", forward)
+    assert run([config]) == 0 and len(fitted) == 4
+    assert_same_result(tmp_path, reference)
+
+
+def test_a_prior_that_is_not_the_one_a_checkpoint_was_made_with_is_refused(tmp_path, shards, capsys):
+    command = [str(write_config(tmp_path, shards))]
+    assert run([*command, "time_limit_minutes=1e-9"]) == 75
+    path = tmp_path / "run" / "prior.safetensors"
+    whole = path.read_bytes()
+    for content in (None, whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.unlink() if content is None else path.write_bytes(content)
+        assert run(command) == 2
+        assert "no checkpoint there is whole" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert run(command) == 0
+
+
+def test_a_process_does_not_wait_for_ever_for_a_prior(tmp_path, monkeypatch):
+    monkeypatch.setattr(prior, "LONGEST_FIT", 0.0)
+    with pytest.raises(ConfigError, match=r"prior.safetensors: process 0 has not fitted it within 0 hours"):
+        prior._wait(lambda: False, tmp_path / "prior.safetensors")
 
 
 @pytest.mark.parametrize("error", [0.0, 0.5])
@@ -325,6 +371,20 @@ def test_each_validation_leaves_a_bundle_and_the_best_becomes_the_model(tmp_path
     open_score(newest)  # whole, and ready for sampling
     best, last = (open_bundle(path).weights("raw") for path in (tmp_path / "bundle", newest.folder))
     assert any((best[name] != last[name]).any() for name in best)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_only_rank_0_holds_the_weights_twice(tmp_path, shards, world, stage):
+    config = load(TrainConfig, write_config(tmp_path, shards), [f"engine.zero_stage={stage}"])
+    training = loop.Run(config, open_shards(shards), world)
+    network = training.engine.module.task.network
+    copies = training.exports._copied(network.named_parameters)
+    with training.engine.whole():
+        for name, value in network.named_parameters():
+            np.testing.assert_array_equal(copies[name], value.detach())
+            assert copies[name].size and copies[name].ctypes.data != value.data_ptr()
+    training.engine.world = replace(world, rank=1)
+    assert training.exports._copied(network.named_parameters) == {}
 
 
 def test_bundles_are_told_apart_by_their_numbers(tmp_path, shards, world):
@@ -516,6 +576,51 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, shards):
     assert run([config]) == 0
 
 
+def test_a_disk_that_fills_while_the_average_is_saved_is_one_sentence(tmp_path, shards, capsys, monkeypatch):
+    save = torch.save
+    full = lambda value, path, **more: save(value, "/dev/full" if "ema-" in str(path) else path, **more)  # noqa: E731
+    monkeypatch.setattr("train.checkpoint.torch.save", full)
+    assert run([str(write_config(tmp_path, shards)), "time_limit_minutes=1e-9"]) == 2
+    said = capsys.readouterr().err
+    assert "step-000001.partial: cannot be written (" in said and said.count("\n") == 1
+
+
+def test_a_reading_process_that_is_killed_is_one_sentence(tmp_path, shards, capsys, monkeypatch):
+    forward = loop.Engine.forward
+
+    def killing(self, batch):
+        for reader in multiprocessing.active_children():
+            reader.kill()
+        return forward(self, batch)
+
+    monkeypatch.setattr(loop.Engine, "forward", killing)
+    assert run([str(write_config(tmp_path, shards)), "data.workers=1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("slams-train: data.workers: a reading process was ended, ") and said.count("\n") == 1
+
+
+def test_too_little_memory_is_one_sentence_and_a_mistake_of_the_program_is_none(tmp_path, shards, capsys, monkeypatch):
+    config = str(write_config(tmp_path, shards))
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), RuntimeError("a bug")):
+        monkeypatch.setattr(loop.Engine, "forward", lambda *given, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(RuntimeError, match="a bug") if "bug" in str(error) else nullcontext():
+            assert run([config]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("slams-train: data.batch: the memory is too small for a step; ") and said.count("\n") == 1
+    assert "engine.accumulation" in said and "engine.activation_checkpointing" in said and "2.00 GiB" in said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:12345",
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, remote process exited",
+    ],
+)
+def test_a_lost_process_is_one_sentence(said):
+    assert "another process was lost" in explained(RuntimeError(said)) and said in explained(RuntimeError(said))
+
+
 def test_wandb_that_cannot_go_online_is_one_sentence(tmp_path, shards, capsys, monkeypatch):
     for name in ("WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
@@ -577,6 +682,7 @@ def test_a_damaged_shard_is_named(tmp_path, shards, capsys, workers):
         ("engine.zero_stage=4", "zero_stage: 4 is not allowed; 0, 1, 2 or 3"),
         ("data.batch=100", "data.batch: 100 is larger than the 37 windows"),
         ("engine.accumulation=4", "data.batch: 6 does not divide over 1 processes x 4 micro-batches"),
+        ("model.patterns=19 --dry-run", "model.patterns: 19 is more than half of the 37 windows of the train split"),
         ("model.patterns=19", "model.patterns: 19 is more than half of the 37 windows of the train split"),
         ("shards=/nowhere", "/nowhere/manifest.json: no such file"),
         ("bundle=s3://bucket/model", "bundle: s3://bucket/model is not allowed"),

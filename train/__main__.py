@@ -10,11 +10,11 @@ import sys
 import torch
 
 from slams.config import load, to_yaml
-from slams.contracts.shards import open_shards
 from train.config import TrainConfig
 from train.cost import estimate
+from train.damage import opened
 from train.data import TRAIN, steps_per_epoch
-from train.guard import NonFiniteStepError
+from train.guard import NonFiniteStepError, explained
 from train.launch import launch
 from train.loop import FAILED, finished, initial_task, train
 
@@ -28,7 +28,7 @@ def dry_run(config: TrainConfig) -> int:
     Raises:
         ValueError: this machine has too little memory for it.
     """
-    manifest = open_shards(config.shards, complete=config.data.stops_at_damage)
+    manifest = opened(config.shards, config.data)
     n_windows = len(manifest.windows(TRAIN, config.model.lead + config.model.frames))
     batches = steps_per_epoch(n_windows, config.data.batch)
     with torch.device("meta"):  # for what it refuses; no memory is taken
@@ -57,6 +57,12 @@ def run(arguments: list[str]) -> int:
         # the last line: a reading process sends its traceback before the sentence
         sys.stderr.write(f"slams-train: {str(error).strip().splitlines()[-1]}\n")
         return FAILED if isinstance(error, NonFiniteStepError) else MISTAKE
+    except RuntimeError as error:
+        sentence = explained(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"slams-train: {sentence}\n")
+        return FAILED
 
 
 def main() -> None:

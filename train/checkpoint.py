@@ -2,14 +2,17 @@
 
 ``checkpoints/step-000123`` is written as ``step-000123.partial`` and renamed; a damaged one is renamed to
 ``.damaged``, said aloud, and the one before it is used. Their files are DeepSpeed's and torch's: for this run alone,
-never a contract. The same number of processes at the same ZeRO stage goes on bit for bit; another one through
-DeepSpeed's universal form, written beside for as long as it is read.
+never a contract. What a run has once and for all lies beside them, and its checksum in them. The same number of
+processes at the same ZeRO stage goes on bit for bit; another one through DeepSpeed's universal form, written beside for
+as long as it is read.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,12 @@ class Checkpoints:
     def __init__(self, folder: Path, engine: Engine, ema: Ema, made_by: dict[str, Any], keep: int = 2) -> None:
         self.folder, self.engine, self.ema = folder, engine, ema
         self.world, self.made_by, self.keep = engine.world, made_by, keep
+        self._needed: dict[str, str] = {}
+
+    def needs(self, path: Path) -> None:
+        """Know a file beside the folder, without which, as it is now, no checkpoint is whole."""
+        if self.world.rank == 0:
+            self._needed[f"../../{path.name}"] = sha256(path)
 
     def save(self, step: int, running: dict[str, float], report: dict[str, float], owes_validation: bool) -> None:
         """Write the state after ``step`` steps, the sums of the metrics since the last line, the last validation.
@@ -48,14 +57,16 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self.world.barrier()
-        self.engine.save(aside)
-        if self.world.rank == self._ema_rank():
-            torch.save(self.ema.average, aside / self._ema_file())
+        with _writing(aside):
+            self.engine.save(aside)
+            if self.world.rank == self._ema_rank():
+                torch.save(self.ema.average, aside / self._ema_file())
         self.world.barrier()
         if self.world.rank == 0:
-            checksums = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
+            written = {str(p.relative_to(aside)): sha256(p) for p in sorted(aside.rglob("*")) if p.is_file()}
             state = {"running": running, "report": report, "made_by": self._identity(), "processes": self._processes()}
-            write_json(aside / STATE, state | {"owes_validation": owes_validation, "sha256": checksums})
+            state |= {"owes_validation": owes_validation, "sha256": written | self._needed}
+            write_json(aside / STATE, state)
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
             self._forget()
@@ -154,6 +165,22 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         return sorted(int(p.name.removeprefix("step-")) for p in self.folder.glob("step-*") if p.suffix == "")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what torch says of a full disk into one sentence.
+
+    Raises:
+        OSError: names the folder.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        if "inline_container" not in said:  # of torch's writer
+            raise
+        raise OSError(f"{folder}: cannot be written ({said})") from error
 
 
 def _name(step: int) -> str:

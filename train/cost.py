@@ -25,10 +25,9 @@ from slams.contracts.shards import Manifest
 from slams.model import build_task
 from slams.statistics import N_HARMONICS
 from train.config import TrainConfig
-from train.data import TRAIN
 from train.execution import BUCKET, Autocast, micro_batch, recompute_activations, resolve_precision
 from train.machine import computes_in_bf16
-from train.prior import FIT_WINDOWS
+from train.prior import fit_windows
 
 GIB = 2**30
 FLOAT = 4  # bytes; weights, gradients, moments and average are float32 in every ZeRO stage
@@ -226,8 +225,7 @@ def fit_bytes(config: TrainConfig, manifest: Manifest) -> int:
     """
     if not config.model.corrects_gaussian:
         return 0
-    windows = min(FIT_WINDOWS, len(manifest.windows(TRAIN, 1 + config.model.frames)))
-    return windows * (2 * (1 + config.model.frames) + 1) * _frame_bytes(manifest)
+    return len(fit_windows(config, manifest)) * (2 * (1 + config.model.frames) + 1) * _frame_bytes(manifest)
 
 
 def _frame_bytes(manifest: Manifest) -> int:

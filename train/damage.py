@@ -8,12 +8,23 @@ from dataclasses import replace
 import torch
 from rich.progress import track
 
-from slams.contracts.shards import Manifest
+from slams.contracts.shards import Manifest, open_shards
 from train.data import DataConfig
 from train.engine import World
 
 NAMED_DAYS = 32
 log = logging.getLogger("slams.train")
+
+
+def opened(shards: str, config: DataConfig) -> Manifest:
+    """The shard set of a run. Its shards may be damaged where that is to be left out; what says so may not.
+
+    Raises:
+        ContractError: as `open_shards`.
+    """
+    manifest = open_shards(shards, complete=config.stops_at_damage)
+    manifest.check()
+    return manifest
 
 
 def usable(manifest: Manifest, config: DataConfig, world: World) -> Manifest:

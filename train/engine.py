@@ -164,8 +164,8 @@ class Engine:
         self, task: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig, world: World, batch: int
     ) -> None:
         self.config, self.world = config, world
-        self.precision = resolve_precision(config, world.bf16)
-        self.module = Autocast(task, world.device, self.precision == "bf16")
+        self.module = Autocast(task, world.device)
+        self.compute_in(resolve_precision(config, world.bf16))
         if config.activation_checkpointing:
             recompute_activations(task)
         names = {parameter: name for name, parameter in self.module.named_parameters()}
@@ -183,11 +183,13 @@ class Engine:
         if config.compile:
             task.compile()
         self.parameters = list(task.parameters())
+        # What never changes and lies in a file of its own: under ZeRO 3 every process would write it at every save.
+        self.left_out: list[nn.Module] = []
 
     def compute_in(self, precision: Precision) -> None:
-        """What an open precision meant where the run began."""
+        """From now on. In float32 a GPU's convolutions keep its whole mantissa, which torch else shortens."""
         self.precision = precision
-        self.module.enabled = precision == "bf16"
+        self.module.enabled = torch.backends.cudnn.allow_tf32 = precision == "bf16"
 
     @property
     def n_parameters(self) -> int:
@@ -239,31 +241,27 @@ class Engine:
         """Within it every process holds every parameter whole, to be read."""
         return deepspeed.zero.GatheredParameters(self.parameters) if self.config.zero_stage == 3 else nullcontext()
 
-    def agree_on_buffers(self) -> None:
-        """Those of rank 0: what is fitted, by one process."""
-        self._send(list(self.module.buffers()))
-
     def agree_on_running_statistics(self) -> None:
         """Those of rank 0: batch norms differ between processes, which saw other samples."""
         norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-        self._send([buffer for norm in norms for buffer in norm.buffers()])
-
-    def _send(self, buffers: list[Tensor]) -> None:
-        for buffer in buffers if self.world.size > 1 else ():
-            dist.broadcast(buffer, 0)
+        for norm in norms if self.world.size > 1 else ():
+            for buffer in norm.buffers():
+                dist.broadcast(buffer, 0)
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer; every process calls it."""
+        """Weights, optimizer and all buffers but those of `left_out`; every process calls it."""
         # The mark lets DeepSpeed's own converter change the number of processes later.
         mark = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        hooks = [part.register_state_dict_post_hook(_say_nothing) for part in self.left_out]
         try:
             self._engine.save_checkpoint(str(folder), tag="engine", client_state=mark, save_latest=False)
-        except RuntimeError as error:  # what torch says of a full disk
-            raise OSError(f"{folder}: cannot be written ({str(error).splitlines()[0]})") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def load(self, folder: Path) -> None:
         """Restore exactly what `save` wrote, by as many processes at the same stage."""
-        self._engine.load_checkpoint(str(folder), tag="engine")
+        self._engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
 
     def convert(self, folder: Path, target: Path) -> None:
         """Write what `save` wrote in DeepSpeed's universal form, a file for each parameter; one process calls it."""
@@ -292,7 +290,7 @@ class Engine:
                 self._place(parameter, key, reshard.read_converted(converted, name, key))
         saved, lasting = reshard.read_module(folder / "engine"), self.module.state_dict()
         for name, buffer in self.module.named_buffers():
-            if name in lasting:
+            if name in lasting and name in saved:
                 buffer.copy_(saved[name])
 
     def _place(self, parameter: Tensor, key: str, whole: Tensor) -> None:
@@ -312,6 +310,12 @@ class Engine:
         rank, size = self.world.rank, self.world.size
         parts = zip(self.parameters, zip(*saved, strict=True), strict=True)
         return [reshard.part(p, reshard.join(p, found), rank, size) for p, found in parts]
+
+
+def _say_nothing(part: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """Remove from a module's state what a part of it has said."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
 
 
 def _leave_alone_what_learns_nothing(module: nn.Module) -> None:

@@ -86,7 +86,7 @@ def micro_batch(batch: int, config: EngineConfig, n_processes: int) -> int:
 class Autocast(nn.Module):
     """The task computed in bf16 where that is safe. Inside the module, so that DeepSpeed sees float32 alone."""
 
-    def __init__(self, task: nn.Module, device: torch.device, enabled: bool) -> None:
+    def __init__(self, task: nn.Module, device: torch.device, enabled: bool = False) -> None:
         super().__init__()
         self.task, self.kind, self.enabled = task, device.type, enabled
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from slams.config import to_dict
 from slams.contracts.bundle import DOCUMENT, Weights, open_bundle, write_bundle
@@ -40,9 +42,10 @@ class Exports:
 
     def write(self, step: int, report: dict[str, float]) -> None:
         """The bundle of a step: averaged and last weights, with what its use needs."""
-        raw = self._weights()
+        network = self.engine.module.task.network
+        raw = self._copied(lambda: network.state_dict().items())
         with self.ema.applied():
-            averaged = self._weights()
+            averaged = raw | self._copied(network.named_parameters)
         if self.engine.world.rank != 0:
             return
         path = self._path(step)
@@ -77,7 +80,8 @@ class Exports:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
-    def _weights(self) -> Weights:
+    def _copied(self, named: Callable[[], Iterable[tuple[str, Tensor]]]) -> Weights:
+        """Copies in rank 0's main memory; nobody else needs them, though under ZeRO 3 all gather them."""
         with self.engine.whole():
-            network = self.engine.module.task.network
-            return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+            wanted = named() if self.engine.world.rank == 0 else ()
+            return {name: value.detach().to("cpu", copy=True).numpy() for name, value in wanted}

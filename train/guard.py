@@ -1,4 +1,4 @@
-"""What keeps a run from harm: numbers that are none, and a second run in the same folder."""
+"""What keeps a run from harm, numbers that are none and a second run in its folder, and what is said of harm done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,23 @@ from slams.config import ConfigError
 from slams.contracts.envelope import write_json
 
 NAMED_WINDOWS = 32
+# What torch says of what befalls a run, as patterns, and what that means.
+MISHAPS = (
+    (
+        "^OutOfMemoryError|allocate memory|ALLOC_FAILED",
+        "data.batch: the memory is too small for a step; make it smaller, engine.accumulation larger, or "
+        "engine.activation_checkpointing true",
+    ),
+    (
+        "DataLoader worker",
+        "data.workers: a reading process was ended, most often for want of main memory; take fewer, or less of "
+        "data.cache_frames",
+    ),
+    (
+        "^Dist[A-Za-z]*Error|gloo|NCCL",
+        "another process was lost, and its own log may say why; the same command goes on from the last checkpoint",
+    ),
+)
 log = logging.getLogger("slams.train")
 
 
@@ -36,6 +54,15 @@ def check_finite(found: dict[str, float], step: int, rank: int, days: list[str],
             f"step {step}: {', '.join(wrong)}; nothing of that is saved. Process {rank} had "
             f"windows that begin on {', '.join(days[:NAMED_WINDOWS])} ({report})"
         )
+
+
+def explained(error: RuntimeError) -> str | None:
+    """One sentence on what torch says, where that is no mistake of the program."""
+    said = f"{type(error).__name__}: {error}"
+    for pattern, sentence in MISHAPS:
+        if re.search(pattern, said):
+            return f"{sentence} ({str(error).strip().splitlines()[0]})"
+    return None
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from slams import rng
 from slams.config import to_dict
 from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, is_finished
-from slams.contracts.shards import Manifest, open_shards
+from slams.contracts.shards import Manifest
 from slams.model import build_task
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
-from train.damage import usable
+from train.damage import opened, usable
 from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.export import BEST_STEP, Exports, with_best
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> int:
         log.info("%s: finished already", config.bundle)
         return DONE
     stop = StopRequest(config.time_limit_minutes)
-    manifest = open_shards(config.shards, complete=config.data.stops_at_damage)
+    manifest = opened(config.shards, config.data)
     with opened_world(config.engine) as world, alone_in(Path(config.folder), world.rank):
         stop.listen()  # now: while the others are waited for, a signal ends the process
         run = Run(config, usable(manifest, config.data, world), world)
@@ -104,8 +104,8 @@ class Run:
         self.step, running, self.report, self.owes_validation = self.checkpoints.restore()
         self.telemetry = Telemetry(config, manifest, self.engine, self.step, self.owes_validation)
         self.meter = Meter(running, world.device)
-        if self.step == 0 and config.model.corrects_gaussian:
-            fit_prior_of(self.engine, config, manifest)
+        if config.model.corrects_gaussian:
+            fit_prior_of(self.engine, config, manifest, self.checkpoints, self.step)
 
     def _engine(self) -> Engine:
         task = initial_task(self.config, self.manifest).to(self.world.device)

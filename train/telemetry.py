@@ -112,21 +112,18 @@ def peak_memory(device: torch.device) -> int:
 
 @cache
 def ceiling(device: torch.device, precision: Precision) -> float:
-    """FLOP/s of the fastest of some products of square matrices on a device, in a run's precision.
-
-    In float32 on a GPU with the shorter mantissa that convolutions are allowed there.
-    """
+    """FLOP/s of the fastest of some products of square matrices on a device, in a run's precision."""
     # few milliseconds each, so that some pass undisturbed where other programs run as well
     size = 8192 if device.type == "cuda" else 512 * math.isqrt(torch.get_num_threads())
-    a = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
-    kept, fastest = torch.get_float32_matmul_precision(), float("inf")
-    torch.set_float32_matmul_precision("high")
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    # numbers as they come: a GPU at its limit of power multiplies ones faster
+    a = torch.randn(size, size, generator=torch.Generator(device).manual_seed(0), dtype=kind, device=device)
+    fastest = float("inf")
     until = time.perf_counter() + CEILING_SECONDS
     while fastest == float("inf") or time.perf_counter() < until:
         began = time.perf_counter()
         float((a @ a)[0, 0])  # waits for it
         fastest = min(fastest, time.perf_counter() - began)
-    torch.set_float32_matmul_precision(kept)
     return 2 * size**3 / fastest
 
 

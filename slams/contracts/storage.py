@@ -77,11 +77,19 @@ def read_range(path: Path, start: int, stop: int) -> bytes:
         if isinstance(path, Path):
             file = os.open(path, os.O_RDONLY)  # without Python's buffers, which cost as much as the read itself
             try:
-                return os.pread(file, stop - start, start)
+                return _read(file, start, stop)
             finally:
                 os.close(file)
         system, inside = url_to_fs(str(path))
         return bytes(system.cat_file(inside, start=start, end=stop))
+
+
+def _read(file: int, start: int, stop: int) -> bytes:
+    """One call of the system gives 2 GiB at most."""
+    parts = [os.pread(file, stop - start, start)]
+    while parts[-1] and (start := start + len(parts[-1])) < stop:
+        parts.append(os.pread(file, stop - start, start))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def sizes(folder: Path) -> dict[str, int]:
