@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 
@@ -159,6 +160,16 @@ def test_what_is_no_configuration_is_refused(tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=r"bad\.yaml") as said:
         load(PrepConfig, tmp_path / "bad.yaml")
     assert sentence in str(said.value) and "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "paper", "base"])
+def test_a_preset_analyses_days_that_its_data_have(preset):
+    """The days drawn beside a segment, too."""
+    archive = load(PrepConfig, ROOT / f"configs/data_prep/{preset}.yaml").archive
+    period = load(SampleConfig, ROOT / f"configs/sample/{preset}.yaml").period
+    first, last = (np.datetime64(day) for day in (period.first_day, period.last_day))
+    assert first - period.halo_days >= np.datetime64(f"{archive.test_years[0]}-01-01")
+    assert last + period.halo_days <= np.datetime64(f"{archive.test_years[1]}-12-31")
 
 
 def test_a_missing_file_is_named(tmp_path):
