@@ -121,7 +121,7 @@ def _stands(config: ArchiveConfig) -> bool:
     return True
 
 
-def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files, sums: Mapping[str, Totals]) -> None:
+def _finish(folder: Path, config: ArchiveConfig, old: Archive | None, files: Files, sums: dict[str, Totals]) -> None:
     """Add the statistics, once it is known that the decimals that were kept suffice, and what it was made of."""
     archive = open_archive(folder, is_whole=False)
     static = static_fields(config) if old is None else old.statistics().static

@@ -64,20 +64,25 @@ class Writer:
     def __call__(self, block: Block) -> dict[str, Any]:
         """Write a block; says which of its new days are missing: no value, or none of a level."""
         field = opened(self.config, self.files)[block.modality]
+        held = max(0, self.n_before - block.start)
+        days = (days_of(field) - self.first_day).astype(int) - block.start
+        found = np.flatnonzero((days >= held) & (days < block.stop - block.start))
+        missing = np.arange(held, block.stop - block.start)
+        if len(found):  # what is not written reads as missing
+            missing = self._write(block, field, held, days[found], found)
+        return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
+
+    def _write(self, block: Block, field: xr.DataArray, held: int, days: np.ndarray, found: np.ndarray) -> np.ndarray:
+        """Put what was found in the field on days of the block, beside what is held; says which others are missing."""
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
         values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
-        held = max(0, self.n_before - block.start)
         values[:held] = array(group, block.modality)[block.start : block.start + held]
-        days = (days_of(field) - self.first_day).astype(int) - block.start
-        found = np.flatnonzero((days >= held) & (days < len(values)))
-        if len(found):
-            values[days[found]] = field[found].compute(scheduler="synchronous").values
+        values[days] = field[found].compute(scheduler="synchronous").values
         is_empty = ~np.isfinite(values[held:]).any(axis=(-2, -1))
         missing = held + np.flatnonzero(is_empty.reshape(len(values) - held, -1).any(axis=1))
         values[missing] = np.nan  # half a profile is no state
-        if len(found):  # what is not written reads as missing
-            write_block(group, block.modality, block.start, values)
-        return {"missing_days": (self.first_day + block.start + missing).astype(str).tolist()}
+        write_block(group, block.modality, block.start, values)
+        return missing
 
 
 def opened(config: ArchiveConfig, files: Files) -> dict[str, xr.DataArray]:

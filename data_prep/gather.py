@@ -32,7 +32,7 @@ Span = tuple[Block, ...]
 def gather(
     gatherer: Gatherer, blocks: Sequence[Block], in_order: InOrder
 ) -> tuple[dict[str, Totals], dict[Block, list[str]]]:
-    """Sums over the train days by modality, and, of each block that is not all there, what of it is lost."""
+    """Sums over the train days of each modality that has any, and what is lost of each block that is not all there."""
     shutil.rmtree(gatherer.sums, ignore_errors=True)
     spans = [tuple(span) for _, span in groupby(blocks, lambda block: (block.modality, block.start // SPAN_DAYS))]
     bar = track(in_order(gatherer, spans), "read again", len(spans), transient=True, disable=not sys.stdout.isatty())
@@ -41,6 +41,8 @@ def gather(
     for span, found in zip(spans, bar, strict=True):
         lost |= found
         name, folder = span[0].modality, gatherer.folder_of(span)
+        if not folder.exists():  # no train days
+            continue
         if name in totals:
             totals[name] += Totals.load(folder)
         else:
@@ -70,26 +72,28 @@ class Gatherer:
         return self.sums / span[0].name
 
     def __call__(self, span: Span) -> dict[Block, list[str]]:
-        """Save the sums of its train days; says of each block what cannot be read, a line for each file."""
+        """Save the sums of its train days, if there are any; says what of each block is lost, a line for each file."""
         archive = open_archive(self.folder, is_whole=False)
         modality = next(m for m in archive.spec.modalities if m.name == span[0].modality)
-        log1p = self.log_precipitation and modality.name == "precipitation"
-        totals = Totals.empty(self.kind, log1p, modality.n_channels, archive.spec.grid.shape)
         seen = _days_with_values(archive, modality)
-        is_train = np.isin(np.arange(len(archive.time)), archive.days("train"))
-        lost = {}
-        for block in span:
+        summed = seen & np.isin(np.arange(len(archive.time)), archive.days("train"))
+        totals, lost = None, {}
+        for block in (block for block in span if seen[block.start : block.stop].any()):
             where = slice(block.start, block.stop)
             values, wrong = _read(archive, block, seen[where])
             if values is None:
                 lost[block] = wrong
-            elif (chosen := (seen & is_train)[where]).any():
-                totals.add(
-                    values.reshape(len(values), modality.n_channels, *values.shape[-2:])[chosen],
-                    archive.time[where][chosen],
-                )
-        totals.save(self.folder_of(span))
+            elif summed[where].any():
+                totals = totals or self._empty(modality, archive.spec.grid.shape)
+                x_LCHW = values.reshape(len(values), modality.n_channels, *values.shape[-2:])
+                totals.add(x_LCHW[summed[where]], archive.time[where][summed[where]])
+        if totals is not None:
+            totals.save(self.folder_of(span))
         return lost
+
+    def _empty(self, modality: Modality, shape_HW: tuple[int, int]) -> Totals:
+        log1p = self.log_precipitation and modality.name == "precipitation"
+        return Totals.empty(self.kind, log1p, modality.n_channels, shape_HW)
 
 
 def _days_with_values(archive: Archive, modality: Modality) -> np.ndarray:
@@ -101,16 +105,12 @@ def _read(archive: Archive, block: Block, seen: np.ndarray) -> tuple[np.ndarray 
 
     A chunk of which every day is missing was not written.
     """
-    field = array(zarr.open_group(archive.path, mode="r", use_consolidated=False), block.modality)
-    size, gone = field.chunks[0], []
-    for start in range(block.start, block.stop, size):
-        where = slice(start, min(start + size, block.stop))
+    path, gone = str(archive.path), []
+    field = array(zarr.open_group(path, mode="r", use_consolidated=False), block.modality)
+    for start in range(block.start, block.stop, field.chunks[0]):
+        where = slice(start, min(start + field.chunks[0], block.stop))
         if seen[start - block.start : where.stop - block.start].any():
-            gone += [
-                f"{file}: {named(archive.time[where])}: no such file"
-                for file in absent(str(archive.path), field, (where,))
-            ]
-    if gone:
-        return None, gone
+            when = named(archive.time[where])
+            gone += [f"{file}: {when}: no such file" for file in absent(path, field, (where,))]
     where = slice(block.start, block.stop)
-    return read(str(archive.path), field, (where,), named(archive.time[where]))
+    return (None, gone) if gone else read(path, field, (where,), named(archive.time[where]))

@@ -17,7 +17,6 @@ import zarr
 
 from slams.contracts.archive import Archive, array
 from slams.contracts.storage import writing
-from slams.spec import Modality
 from slams.statistics import N_HARMONICS, Kind, Statistics, day_features, transformed
 
 YEAR_DAYS = 365
@@ -30,12 +29,12 @@ OBSERVED_SHARE = 0.5  # a cell counts as observed where it has this share of the
 
 
 def fit_statistics(
-    archive: Archive, sums: Mapping[str, Totals], kind: Kind, static: dict[str, np.ndarray]
+    archive: Archive, sums: dict[str, Totals], kind: Kind, static: dict[str, np.ndarray]
 ) -> tuple[Statistics, list[float]]:
     """Statistics of an archive's train years.
 
     Arguments:
-        sums: of its train days, by modality.
+        sums: of its train days, by modality; taken out as they are used, for what is large is not held twice.
 
     Returns:
         The statistics, and each channel's standard deviation over all cells and days in physical units.
@@ -44,27 +43,33 @@ def fit_statistics(
         ValueError: a channel was never observed.
     """
     modalities, area = archive.spec.modalities, archive.spec.grid.area_weights
+    _refuse_unseen(archive, sums)
     sees_a_year = max(of.fit.count.max() for of in sums.values()) >= YEAR_DAYS  # else there is no annual cycle to fit
-    fitted = [_of_modality(archive, modality, sums[modality.name], kind, sees_a_year) for modality in modalities]
-    harmonics, std, observed = zip(*fitted, strict=True)
-    deviations = np.concatenate(std).astype(np.float32)[:, None, None]
     log1p = np.array([sums[modality.name].log1p for modality in modalities for _ in modality.channel_names])
-    statistics = Statistics(np.concatenate(harmonics, axis=1), deviations, log1p, np.concatenate(observed), static)
-    return statistics, [_global_std(of, area) for m in modalities for of in sums[m.name].values.channels()]
+    fitted = [_of_modality(sums.pop(modality.name), kind, sees_a_year, area) for modality in modalities]
+    harmonics, std, observed, global_std = zip(*fitted, strict=True)
+    deviations = np.concatenate(std).astype(np.float32)[:, None, None]
+    found = Statistics(np.concatenate(harmonics, axis=1), deviations, log1p, np.concatenate(observed), static)
+    return found, [of_channel for of in global_std for of_channel in of]
+
+
+def _refuse_unseen(archive: Archive, sums: Mapping[str, Totals]) -> None:
+    for modality in archive.spec.modalities:
+        days = sums[modality.name].fit.count.max(axis=(1, 2)) if modality.name in sums else [0]
+        for name, n_days in zip(modality.channel_names, days, strict=False):
+            if not n_days:
+                raise ValueError(f"{archive.path}: {name} is missing on every train day")
 
 
 def _of_modality(
-    archive: Archive, modality: Modality, totals: Totals, kind: Kind, sees_a_year: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, standard deviations, and where it counts as observed, of its channels."""
+    totals: Totals, kind: Kind, sees_a_year: bool, area: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]:
+    """Coefficients, standard deviations, where it counts as observed, and `_global_std`, of its channels."""
     most = totals.fit.count.max(axis=(1, 2), keepdims=True)
     observed = (totals.fit.count > 0) & (totals.fit.count >= OBSERVED_SHARE * most)
-    for name, seen in zip(modality.channel_names, observed, strict=True):
-        if not seen.any():
-            raise ValueError(f"{archive.path}: {name} is missing on every train day")
     sums = totals.fit if sees_a_year else totals.fit.of_the_mean()
     fit = _scalar if kind == "scalar" else _fitted
-    return *fit(sums, observed, archive.spec.grid.area_weights), observed
+    return *fit(sums, observed, area), observed, [_global_std(of, area) for of in totals.values.channels()]
 
 
 def check_loss(archive: Archive, global_std: list[float]) -> None:

@@ -659,6 +659,12 @@ def test_days_without_any_value_take_no_matrix_a_cell(longer):
     assert not sums["temperature"].fit.lacking and list(sums["precipitation"].fit.lacking) == [0]  # the ocean
 
 
+def test_what_no_train_day_has_is_refused(longer, capsys):
+    (longer / "raw" / f"{FILES['precipitation']}.2001.nc").unlink()
+    assert prepare(words(longer, "archive.missing_days_allowed=400")) == 2
+    assert "precipitation is missing on every train day\n" in capsys.readouterr().err
+
+
 def weighted_std(x, weight):
     return np.sqrt(np.average((x - np.average(x, weights=weight)) ** 2, weights=weight))
 
