@@ -102,7 +102,22 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
     os.environ |= dict(zip(LAUNCH_VARIABLES, map(str, values), strict=False))
     if place is ALONE:  # no launcher: an address that is set is somebody else's
         os.environ |= dict(zip(ADDRESS, ("localhost", str(_free_port())), strict=True))
+    machines = _joined(place, device)
+    world = World(place.rank, place.size, device, all(machine.bf16 for machine in machines))
+    yield world
+    world.barrier()
+    deepspeed.comm.destroy_process_group()  # torch's alone would leave its groups in DeepSpeed's memory
+
+
+def _joined(place: Place, device: torch.device) -> list[Machine]:
+    """What every process computes on, once all have met.
+
+    Raises:
+        ConfigError: they do not come, or could only wait for each other.
+    """
     check_host()
+    if dist.is_initialized():  # by an earlier call, which failed
+        deepspeed.comm.destroy_process_group()
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         store = next(dist.rendezvous("env://", timeout=PATIENCE))[0]
@@ -115,10 +130,7 @@ def opened_world(config: EngineConfig) -> Iterator[World]:
         address = ":".join(os.environ[name] for name in ADDRESS)
         raise ConfigError(f"environment: no process group at {address} ({str(error).splitlines()[0]})") from error
     log.info("%d process(es) on %s, %s", place.size, device.type, backend)
-    world = World(place.rank, place.size, device, all(machine.bf16 for machine in machines))
-    yield world
-    world.barrier()
-    deepspeed.comm.destroy_process_group()  # torch's alone would leave its groups in DeepSpeed's memory
+    return machines
 
 
 def _device(local_rank: int) -> torch.device:
