@@ -84,16 +84,16 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
         return
     if old is not None:
         refuse_changed(old.raw_files(), config.path)
-    files, time = fingerprints(config), period(config)
-    n_before = 0 if old is None else len(old.time)
-    fields = opened(config, files)
-    run, names = _run_numbers(fields["temperature"], time, old)
-    absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
-    _check_missing(_missing_days(absent, old), time, config)
-    group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
-    every = blocks(group, list(fields), len(time))
-    written = [block for block in every if block.stop > n_before]
-    with workers(whole.workers) as in_order:
+    with workers(whole.workers) as in_order:  # they start while the raw files are opened
+        files, time = fingerprints(config), period(config)
+        n_before = 0 if old is None else len(old.time)
+        fields = opened(config, files)
+        run, names = _run_numbers(fields["temperature"], time, old)
+        absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
+        _check_missing(_missing_days(absent, old), time, config)
+        group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
+        every = blocks(group, list(fields), len(time))
+        written = [block for block in every if block.stop > n_before]
         told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
         found: dict[str, list[str]] = {name: [] for name in fields}
         for block, said in zip(written, told, strict=True):

@@ -38,11 +38,11 @@ def gather(
     bar = track(in_order(gatherer, spans), "read again", len(spans), transient=True, disable=not sys.stdout.isatty())
     totals: dict[str, Totals] = {}
     lost: dict[Block, list[str]] = {}
-    for span, found in zip(spans, bar, strict=True):
+    for span, (is_summed, found) in zip(spans, bar, strict=True):
         lost |= found
-        name, folder = span[0].modality, gatherer.folder_of(span)
-        if not folder.exists():  # no train days
+        if not is_summed:
             continue
+        name, folder = span[0].modality, gatherer.folder_of(span)
         if name in totals:
             totals[name] += Totals.load(folder)
         else:
@@ -71,8 +71,8 @@ class Gatherer:
         """Where the sums of a span go."""
         return self.sums / span[0].name
 
-    def __call__(self, span: Span) -> dict[Block, list[str]]:
-        """Save the sums of its train days, if there are any; says what of each block is lost, a line for each file."""
+    def __call__(self, span: Span) -> tuple[bool, dict[Block, list[str]]]:
+        """Save the sums of its train days; whether there are any, and what of each block is lost, a line for a file."""
         archive = open_archive(self.folder, is_whole=False)
         modality = next(m for m in archive.spec.modalities if m.name == span[0].modality)
         seen = _days_with_values(archive, modality)
@@ -89,7 +89,7 @@ class Gatherer:
                 totals.add(x_LCHW[summed[where]], archive.time[where][summed[where]])
         if totals is not None:
             totals.save(self.folder_of(span))
-        return lost
+        return totals is not None, lost
 
     def _empty(self, modality: Modality, shape_HW: tuple[int, int]) -> Totals:
         log1p = self.log_precipitation and modality.name == "precipitation"

@@ -255,7 +255,7 @@ class Totals:
         """Raises:
         OSError: they cannot be written.
         """
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # by a job that was lost and is done again
         self.fit.save(folder / FIT)
         if self.log1p:
             self.values.save(folder / VALUES)

@@ -64,20 +64,18 @@ def workers(config: WorkersConfig) -> Iterator[InOrder]:
 def _processes(number: int) -> Iterator[InOrder]:
     """Of this machine; they leave it to this one to be interrupted, and end when it does, however it ends."""
     pool = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), _follow)
-
-    def in_order(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        before = os.environ.copy()
-        os.environ.update(ENVIRONMENT | before)
-        try:
-            return pool.map(function, tasks)  # starts the processes
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-
+    before = os.environ.copy()
+    os.environ.update(ENVIRONMENT | before)
     try:
-        yield in_order
+        for _ in range(number):  # each starts a process, which loads the program in the meantime
+            pool.submit(int)
     finally:
-        pool.shutdown(cancel_futures=True)
+        os.environ.clear()
+        os.environ.update(before)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # nothing that comes waits for their end
 
 
 def _follow() -> None:
