@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
+
+from slams.tensors import save_tensors
 
 Kind = Literal["scalar", "anomaly"]
 N_HARMONICS = 2
@@ -90,10 +91,7 @@ class Statistics:
         """
         arrays = {"harmonics": self.harmonics, "std": self.std, "log1p": self.log1p, "observed": self.observed}
         arrays |= {f"static.{name}": value for name, value in self.static.items()}
-        try:
-            save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from error
+        save_tensors(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -182,6 +183,18 @@ def test_a_bundle_comes_out_as_it_went_in(scratch, data):
             assert back[name].dtype == value.dtype
             np.testing.assert_array_equal(back[name], value)
     assert_same_statistics(found.statistics(), some_statistics(spec))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_bundle_may_be_read_by_whom_its_owner_lets(scratch, umask):
+    """On a cluster one trains and the others draw."""
+    before = os.umask(umask)
+    try:
+        folder = make_bundle(scratch(), SPEC, {which: {"a": np.zeros(3)} for which in ("ema", "raw")})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert len(modes) == 3 and set(modes.values()) == {0o666 & ~umask}
 
 
 OPERATORS = [Operator("identity"), Operator("block_mean", 2), Operator("subsample", 2)]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from slams import rng
 from slams.config import ConfigError
@@ -20,6 +19,7 @@ from slams.contracts.shards import Manifest
 from slams.gaussian import GaussianPrior
 from slams.samplers import LARGEST_STATE
 from slams.statistics import DAYS_PER_YEAR
+from slams.tensors import save_tensors
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import TRAIN, Reader
@@ -74,11 +74,8 @@ def _is_fitted_to(path: Path, source: str) -> bool:
 
 def _write(path: Path, prior: GaussianPrior, source: str) -> None:
     aside = path.with_name(path.name + ".partial")
-    tensors = {name: value.cpu().contiguous() for name, value in prior.state_dict().items()}
-    try:
-        save_file(tensors, aside, {"fitted_to": source})
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
+    arrays = {name: value.cpu().numpy() for name, value in prior.state_dict().items()}
+    save_tensors(aside, arrays, {"fitted_to": source})
     aside.rename(path)
 
 

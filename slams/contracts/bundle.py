@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, load_file, save_file
+from safetensors.numpy import load, load_file
 
 from slams.contracts.archive import read_statistics
 from slams.contracts.envelope import ContractError, check_header, header, read_json, sha256, write_json
 from slams.contracts.storage import is_file, place, reading
 from slams.spec import StateSpec
 from slams.statistics import Statistics
+from slams.tensors import save_tensors
 
 FORMAT, VERSION = "slams-bundle", 2
 DOCUMENT = "model.json"
@@ -85,10 +85,7 @@ def write_bundle(
         document: ``config``, ``model`` (the ModelConfig), ``input``, ``report``, and for a score network
             ``autoencoder`` (its checksum) and ``latent`` (mean and std a channel).
     """
-    try:
-        save_file(_once(weights), folder / "weights.safetensors")
-    except SafetensorError as error:
-        raise OSError(f"{folder}: cannot be written ({error})") from error
+    save_tensors(folder / "weights.safetensors", _once(weights))
     statistics.save(folder / "statistics.safetensors")
     config = document.pop("config")
     checksums = {
