@@ -87,7 +87,7 @@ def chain(folder):
     for members in (8, 32):
         words = [f"folder={folder}/analysis-{members}", f"score={folder}/score/bundle", f"members={members}"]
         words += [f"autoencoder={folder}/autoencoder/bundle", f"observations={folder}/observations.zarr"]
-        words += [f"archive={folder}/archive.zarr", "period.first_day=2005-01-03", "period.last_day=2005-01-12"]
+        words += [f"archive={folder}/archive.zarr", "period.first_day=2005-01-05", "period.last_day=2005-01-14"]
         timed(folder, f"sample-{members}", "sample", "configs/sample/base.yaml", *words)
 
 
@@ -107,6 +107,8 @@ def sizes(folder):
 
 
 def main():
+    if len(sys.argv) < 2:
+        sys.exit("benchmarks/gpu.py: FOLDER is missing, where some 3 GB of data and runs go")
     folder, parts = Path(sys.argv[1]).absolute(), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "shards").exists():

@@ -157,8 +157,10 @@ class Sums:
         return self
 
     def save(self, path: Path) -> None:
-        """Raises:
-        OSError: it cannot be written.
+        """Write them to a file.
+
+        Raises:
+            OSError: it cannot be written.
         """
         lacking = {f"{LACKING}{channel}": pairs for channel, pairs in self.lacking.items()}
         with writing(path):
@@ -252,8 +254,10 @@ class Totals:
         return self
 
     def save(self, folder: Path) -> None:
-        """Raises:
-        OSError: they cannot be written.
+        """Write them to files of a folder.
+
+        Raises:
+            OSError: one cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)  # by a job that was lost and is done again
         self.fit.save(folder / FIT)

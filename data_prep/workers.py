@@ -74,8 +74,10 @@ def _processes(number: int) -> Iterator[InOrder]:
         os.environ.update(before)
     try:
         yield pool.map
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # nothing that comes waits for their end
+    except BaseException:
+        pool.shutdown(cancel_futures=True)  # what they are at ends before anybody else may write there
+        raise
+    pool.shutdown(wait=False)  # they have nothing left to do, and nobody waits for their end
 
 
 def _follow() -> None:

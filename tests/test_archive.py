@@ -32,6 +32,7 @@ from data_prep.blocks import Writer, blocks
 from data_prep.gather import Gatherer, gather
 from data_prep.stats import Sums, fit_statistics
 from data_prep.work import Work
+from data_prep.workers import WorkersConfig, workers
 from slams.contracts.archive import consolidate, open_archive
 from slams.contracts.envelope import alone
 from slams.contracts.shards import open_shards
@@ -134,6 +135,21 @@ def test_two_processes_write_the_same_archive(tmp_path, here):
     process = start(tmp_path, place, "workers.processes=2")
     assert process.wait() == 0
     assert_same()
+
+
+def test_what_a_process_is_at_is_done_when_another_has_failed(tmp_path):
+    """The lock is released then: what still wrote would write into the work of whoever comes next."""
+    with pytest.raises(RuntimeError, match="stopped"), workers(WorkersConfig(processes=2)) as in_order:
+        in_order(slow_mark, [tmp_path / "begun", tmp_path / "too"])
+        wait_for(tmp_path, "*.begun", 1)
+        raise RuntimeError("stopped")
+    assert {path.stem for path in tmp_path.glob("*.begun")} == {path.stem for path in tmp_path.glob("*.done")}
+
+
+def slow_mark(path):
+    path.with_suffix(".begun").touch()
+    time.sleep(1)
+    path.with_suffix(".done").touch()
 
 
 def test_a_second_program_leaves_the_work_of_the_first_alone(tmp_path, here, capsys, monkeypatch):
