@@ -599,6 +599,19 @@ def test_a_reading_process_that_is_killed_is_one_sentence(tmp_path, shards, caps
     assert said.startswith("slams-train: data.workers: a reading process was ended, ") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_killed_reading_process_is_one_sentence_also_while_it_dies(tmp_path, shards, capsys, monkeypatch, broken):
+    """Its pipe is broken already and the process not yet dead: torch passes on what the pipe said."""
+
+    def get(*given, **more):
+        raise broken
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", get)
+    assert run([str(write_config(tmp_path, shards)), "data.workers=1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("slams-train: data.workers: a reading process was ended, ") and said.count("\n") == 1
+
+
 def test_too_little_memory_is_one_sentence_and_a_mistake_of_the_program_is_none(tmp_path, shards, capsys, monkeypatch):
     config = str(write_config(tmp_path, shards))
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), RuntimeError("a bug")):

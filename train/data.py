@@ -203,9 +203,24 @@ def loader(
     # fork: the workers touch no device, and share what the reader holds
     context = "fork" if workers else None
     pin = torch.cuda.is_available()
-    return ahead(
-        wds.WebLoader(pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin)
+    read_ahead = wds.WebLoader(
+        pipeline, batch_size=None, num_workers=workers, multiprocessing_context=context, pin_memory=pin
     )
+    return ahead(_from_processes(read_ahead) if workers else read_ahead)
+
+
+def _from_processes(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """A process that is killed breaks its pipe before it counts as dead; torch knows only the second.
+
+    Raises:
+        RuntimeError: a reading process was lost.
+    """
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        if "DataLoader worker" in str(error):  # what the process itself met, and sent here
+            raise
+        raise RuntimeError(f"DataLoader worker: its pipe broke, {error or type(error).__name__}") from error
 
 
 def _by_worker(portions: Iterable[Portion]) -> Iterator[Portion]:
