@@ -16,14 +16,12 @@ to a log.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -31,6 +29,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from slams.contracts.envelope import alone
 
 GCM_PROGRAM = Path(__file__).with_name("gcm.py")
 RECIPE = 1                                # raise it when the same configuration would give other numbers
@@ -210,24 +210,13 @@ def run(config: WorldConfig, whole: object = None) -> None:
                          "build the model's environment with `make .venv-world`")
     folder = Path(config.folder).absolute()
     (folder / ".state").mkdir(parents=True, exist_ok=True)
-    with _only_driver(folder):
+    with alone(folder):
         _claim(folder, config)
         for leftover in folder.glob(".*.part"):
             leftover.unlink()
         pending = pending_runs(config)
         with Meter(len(world_years(config)), pending) as meter:
             _supervise(config, pending, meter)
-
-
-@contextlib.contextmanager
-def _only_driver(folder: Path) -> Iterator[None]:
-    """Refuse a second driver on the same folder; the lock goes with the process, however that ends."""
-    with (folder / ".state" / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"world: folder {folder} is being written by another process") from None
-        yield
 
 
 def _claim(folder: Path, config: WorldConfig) -> None:

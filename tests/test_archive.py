@@ -163,7 +163,7 @@ def test_a_second_program_leaves_the_work_of_the_first_alone(tmp_path, here, cap
     with alone(tmp_path / "archive"):
         assert prepare(words(tmp_path, place, "archive.decimals=3")) == 2
     said = capsys.readouterr().err
-    assert f"{tmp_path}/archive: another program is making it" in said and said.count("\n") == 1
+    assert f"{tmp_path}/archive: process " in said and "is at work on it" in said and said.count("\n") == 1
     assert sorted((tmp_path / "archive.marks").iterdir()) == marks
     assert prepare(words(tmp_path, place)) == 0
     assert_same()
@@ -174,7 +174,7 @@ def test_no_stage_writes_what_another_program_writes(made, tmp_path, capsys, sta
     there = tmp_path / "there" / "result"
     command = [stage, str(made / "prep.yaml"), f"{stage}.path={there}"]
     with alone(there):
-        assert prepare(command) == 2 and "another program is making it" in capsys.readouterr().err
+        assert prepare(command) == 2 and "is at work on it" in capsys.readouterr().err
         assert [path.name for path in there.parent.iterdir()] == [".result.lock"]
     assert not list(there.parent.iterdir())
 

@@ -1,10 +1,14 @@
 """What crosses a door comes out as it went in, or is refused in one sentence."""
 
+import errno
 import fcntl
 import json
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -508,7 +512,7 @@ def test_two_programs_never_write_the_same_aside(tmp_path):
     with written_aside(tmp_path / "result") as aside:
         (aside / "of the first").touch()
         with (
-            pytest.raises(ContractError, match="result: another program is making it"),
+            pytest.raises(ContractError, match=f"result: process {os.getpid()} of .* is at work on it"),
             written_aside(aside.parent / "result"),
         ):
             pytest.fail("both write")
@@ -528,8 +532,47 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
     with alone(tmp_path / "result"):
         assert lock.exists()
-        with pytest.raises(ContractError, match="another program"), alone(tmp_path / "result"):
+        with pytest.raises(ContractError, match=f"process {os.getpid()}"), alone(tmp_path / "result"):
             pytest.fail("both work")
+
+
+def test_a_folder_that_cannot_be_locked_is_said_aloud_and_refuses_nobody(tmp_path, monkeypatch, caplog):
+    """As on Lustre mounted without flock."""
+
+    def refused(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with alone(tmp_path / "result"), alone(tmp_path / "result"):
+        assert "result cannot be locked" in caplog.text
+
+
+FORKED = """
+import multiprocessing, os, sys, time
+from slams.contracts.envelope import alone
+def read():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+with alone(sys.argv[1]):
+    reading = multiprocessing.get_context("fork").Process(target=read)
+    reading.start()
+    reading.join()
+"""
+
+
+def test_a_child_of_a_killed_program_does_not_hold_its_lock(tmp_path):
+    """As a reading process may, which lives longer than the training it reads for."""
+    program = subprocess.Popen([sys.executable, "-c", FORKED, tmp_path / "result"], stdout=subprocess.PIPE, text=True)
+    with program.stdout as said:
+        child = int(said.readline())
+    try:
+        program.kill()
+        program.wait(60)
+        assert (tmp_path / ".result.lock").read_text().startswith("process ")
+        with alone(tmp_path / "result"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_result_that_stands_is_never_written_over(tmp_path):

@@ -1,6 +1,5 @@
 """The training job keeps its promises: it resumes bit for bit, stops before damage, and refuses what is wrong."""
 
-import errno
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ import yaml
 
 from data_prep.shards import write_shards
 from slams.config import ConfigError, load
+from slams.contracts import envelope
 from slams.contracts.bundle import open_bundle
 from slams.contracts.envelope import ContractError, written_aside
 from slams.contracts.shards import open_shards
@@ -35,7 +35,7 @@ from train.__main__ import run
 from train.config import TrainConfig
 from train.data import Portion, Reader, plan, training_noise, validation_noise
 from train.engine import LAUNCH_VARIABLES, EngineConfig, launch, opened_world
-from train.guard import alone_in, explained
+from train.guard import explained
 from train.optim import Ema, OptimConfig, learning_rate
 from train.telemetry import CLOCK
 
@@ -516,37 +516,10 @@ def test_a_validation_that_is_no_number_stops_and_names_its_days(tmp_path, shard
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, shards, capsys):
     config = write_config(tmp_path, shards, steps=4)
-    with alone_in(tmp_path / "run", 0):
+    with envelope.alone(tmp_path / "run"):
         assert run([str(config)]) == 2
-    assert f"{tmp_path / 'run'} is in use by process {os.getpid()} of" in capsys.readouterr().err
+    assert f"{tmp_path / 'run'}: process {os.getpid()} of" in capsys.readouterr().err
     assert run([str(config)]) == 0
-
-
-def test_a_folder_that_cannot_be_locked_is_said_aloud_and_refuses_nobody(tmp_path, monkeypatch, caplog):
-    """As on Lustre mounted without flock."""
-
-    def refused(file, operation):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr("train.guard.fcntl.flock", refused)
-    with alone_in(tmp_path / "run", 0):
-        assert "cannot be locked" in caplog.text
-
-
-def test_a_reading_process_does_not_hold_the_lock(tmp_path):
-    """It may live longer than a training process that was killed."""
-    forked = multiprocessing.get_context("fork")
-    reading, ended = forked.Event(), forked.Event()
-    reader = forked.Process(target=lambda: (reading.set(), ended.wait(60)))
-    with alone_in(tmp_path / "run", 0):
-        reader.start()
-        assert reading.wait(60)
-    try:
-        with alone_in(tmp_path / "run", 0):
-            pass
-    finally:
-        ended.set()
-        reader.join()
 
 
 def test_the_best_bundle_stays_until_a_checkpoint_no_longer_asks_for_it(tmp_path, shards, monkeypatch):

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from data_prep import gcm, world
 from data_prep.world import WorldConfig
+from slams.contracts.envelope import alone
 
 REPOSITORY = Path(__file__).parents[1]
 GCM_PYTHON = REPOSITORY / ".venv-world" / "bin" / "python"
@@ -209,8 +210,10 @@ def test_a_missing_environment_says_how_to_build_it(tmp_path):
 
 def test_a_second_driver_is_refused(tmp_path):
     config = fake(tmp_path)
-    (Path(config.folder) / ".state").mkdir(parents=True)
-    with world._only_driver(Path(config.folder)), pytest.raises(ValueError, match="another process"):
+    with (
+        alone(config.folder),
+        pytest.raises(ValueError, match=f"{config.folder}: process {os.getpid()} of .* is at work"),
+    ):
         world.run(config)
 
 

@@ -1,18 +1,11 @@
-"""What keeps a run from harm, numbers that are none and a second run in its folder, and what is said of harm done."""
+"""What keeps a run from harm, numbers that are none, and what is said of harm done."""
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import math
-import os
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from slams.config import ConfigError
 from slams.contracts.envelope import write_json
 
 NAMED_WINDOWS = 32
@@ -33,7 +26,6 @@ MISHAPS = (
         "another process was lost, and its own log may say why; the same command goes on from the last checkpoint",
     ),
 )
-log = logging.getLogger("slams.train")
 
 
 class NonFiniteStepError(RuntimeError):
@@ -63,31 +55,3 @@ def explained(error: RuntimeError) -> str | None:
         if re.search(pattern, said):
             return f"{sentence} ({str(error).strip().splitlines()[0]})"
     return None
-
-
-@contextmanager
-def alone_in(folder: Path, rank: int) -> Iterator[None]:
-    """Within it no other run writes into the folder; its first process holds the lock, which dies with it.
-
-    On a file system without locks nobody is refused.
-
-    Raises:
-        ConfigError: another run is at work there.
-    """
-    if rank > 0:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(f"folder: {folder} is in use by {lock.read().strip()}; one run at a time") from None
-        except OSError as error:
-            log.warning("folder: %s cannot be locked (%s); see to it that no other run works there", folder, error)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} of {socket.gethostname()}")
-        lock.flush()
-        os.register_at_fork(after_in_child=lock.close)  # else a reading process would hold it longer than this one
-        yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from slams import rng
 from slams.config import to_dict
 from slams.contracts.bundle import open_bundle
-from slams.contracts.envelope import ContractError, is_finished
+from slams.contracts.envelope import ContractError, alone, is_finished
 from slams.contracts.shards import Manifest
 from slams.model import build_task
 from train.checkpoint import Checkpoints
@@ -26,7 +27,7 @@ from train.damage import opened, usable
 from train.data import TRAIN, Reader, loader, plan, steps_per_epoch, training_noise
 from train.engine import Engine, World, micro_batch, opened_world
 from train.export import BEST_STEP, Exports, with_best
-from train.guard import alone_in, check_finite
+from train.guard import check_finite
 from train.images import Images
 from train.optim import Ema, build_optimizer, learning_rate
 from train.prior import fit_prior_of
@@ -53,7 +54,7 @@ def train(config: TrainConfig) -> int:
         return DONE
     stop = StopRequest(config.time_limit_minutes)
     manifest = opened(config.shards, config.data)
-    with opened_world(config.engine) as world, alone_in(Path(config.folder), world.rank):
+    with opened_world(config.engine) as world, alone(config.folder) if world.rank == 0 else nullcontext():
         stop.listen()  # now: while the others are waited for, a signal ends the process
         run = Run(config, usable(manifest, config.data, world), world)
         status = FAILED

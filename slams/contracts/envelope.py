@@ -9,8 +9,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ from upath import UPath
 import slams
 
 SEAL = "document_sha256"
+log = logging.getLogger("slams.contracts")
 
 
 class ContractError(ValueError):
@@ -38,7 +41,7 @@ def alone(path: str | Path) -> Iterator[None]:
     can be written, or on a file system without locks, nobody is refused.
 
     Raises:
-        ContractError: another program is at work on it.
+        ContractError: another program, which is named, is at work on it.
     """
     path = Path(path)
     with suppress(OSError):  # said by what is going to write there
@@ -53,26 +56,38 @@ def alone(path: str | Path) -> Iterator[None]:
             held.close()
 
 
-def _held(lock: Path, path: Path) -> IO[bytes] | None:
+def _held(lock: Path, path: Path) -> IO[str] | None:
     """The file of the lock, this process's from now on."""
     while True:
         try:
-            file = lock.open("ab")
+            file = lock.open("a+")
         except OSError:
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            with file:
+                file.seek(0)
+                who = file.read().strip() or "another program"
             raise ContractError(
-                f"{path}: another program is making it; wait until that has ended, or choose another name"
+                f"{path}: {who} is at work on it; wait until that has ended, or choose another name"
             ) from None
-        except OSError:
+        except OSError as error:
+            log.warning("%s cannot be locked (%s); see to it that no other program works on it", path, error)
             return file
         with suppress(FileNotFoundError):  # whoever had the lock before may have removed this file
             if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                _sign(file)
                 return file
         file.close()
+
+
+def _sign(lock: IO[str]) -> None:
+    os.register_at_fork(after_in_child=lock.close)  # else a child would hold it longer than this process
+    with suppress(OSError):
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} of {socket.gethostname()}")
+        lock.flush()
 
 
 @contextmanager
