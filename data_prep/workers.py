@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from tempfile import NamedTemporaryFile
 from threading import Thread
 from typing import Any, TypeVar
@@ -97,10 +98,14 @@ def _jobs(number: int) -> Iterator[InOrder]:
     from dask.distributed import Client  # a second to import, for those who need it
     from dask_jobqueue.slurm import SLURMCluster
 
-    with SLURMCluster() as cluster, Client(cluster) as client:
-        _submit(cluster, number)
+    # not the default: what this process computes of raw files it computes itself
+    with SLURMCluster() as cluster, Client(cluster, set_as_default=False) as client:
+        _refuse_jobs_that_cannot_be(cluster, number)
+        # in place of those that end come others; once there is work, as raw files may be refused before
+        submitted = cache(lambda: cluster.adapt(minimum_jobs=number, maximum_jobs=number))
 
         def in_order(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+            submitted()
             for future in client.map(function, tasks, pure=False, retries=0):
                 yield future.result()
                 future.release()
@@ -108,11 +113,11 @@ def _jobs(number: int) -> Iterator[InOrder]:
         yield in_order
 
 
-def _submit(cluster: Any, jobs: int) -> None:
-    """Have so many jobs, and others in place of those that end: without them dask would wait for ever.
+def _refuse_jobs_that_cannot_be(cluster: Any, jobs: int) -> None:
+    """Dask would wait for ever for a job that SLURM refuses.
 
     Raises:
-        RuntimeError: SLURM refuses such a job, for which dask would wait as well.
+        RuntimeError: SLURM refuses such a job.
     """
     with NamedTemporaryFile("w", suffix=".sh") as script:
         script.write(cluster.job_script())
@@ -121,4 +126,3 @@ def _submit(cluster: Any, jobs: int) -> None:
     if asked.returncode:
         said = asked.stderr.strip().splitlines() or ["no reason given"]
         raise RuntimeError(f"workers.slurm_jobs: {jobs} are not to be had; {said[0]}; what each asks for: {CONFIGURED}")
-    cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
