@@ -357,6 +357,7 @@ case $SLURM_RESTART_COUNT:$RANK in 2:*) exit 0;; *:1) echo $$ > $other; sleep 30
 until [ -s $other ]; do sleep 0.1; done; while kill -0 $(cat $other); do sleep 0.1; done; exit 1"""
 
 
+@pytest.mark.slow
 def test_a_job_survives_the_loss_of_either_node(cluster, tmp_path):
     other = tmp_path / "other"
     job = Job(cluster, tmp_path, "pair", PAIR.replace("OTHER", str(other)), *TWO_NODES)
