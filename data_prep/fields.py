@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -204,11 +205,19 @@ def refuse_changed(raw_files: Files, archive: str) -> None:
     Raises:
         SourceError: naming the first of those that changed.
     """
-    for path in changed(raw_files):
+    for before in (at for entries in raw_files.values() for at in entries if _has_changed(at)):
         raise SourceError(
-            f"{path}: has changed since {archive} was made of it; remove {archive} to build it anew, or put "
-            "back the file as it was"
+            f"{before[0]}: has changed since {archive} was made of it; remove {archive} to build it anew, or put "
+            f"back the file as it was{_touched(*before)}"
         )
+
+
+def _touched(path: str | int, size: str | int, time_ns: str | int, *member: str | int) -> str:
+    """What to do about a file whose time alone is another, as after a copy or where what is old is swept away."""
+    if member or not (file := Path(str(path))).is_file() or file.stat().st_size != size:
+        return ""
+    seconds, rest = divmod(int(time_ns), 10**9)
+    return f"; it is as long as it was, and if nothing but its time is new: touch -d @{seconds}.{rest:09d} {path}"
 
 
 def days_of(field: xr.DataArray) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -281,6 +282,19 @@ def test_raw_files_that_changed_do_not_pass_for_those_it_was_made_of(longer, cap
     assert said.count("\n") == 1 and tree(longer / "archive") == before
     path.unlink()
     assert prepare(words(longer)) == 0 and tree(longer / "archive") == before
+
+
+def test_a_file_that_was_only_touched_is_told_how_to_be_itself_again(longer, capsys):
+    """As on a disk that is swept of what nobody touches."""
+    assert prepare(words(longer)) == 0
+    path = longer / "raw" / f"{FILES['olr']}.2002.nc"
+    path.touch()
+    assert prepare(words(longer)) == 2
+    command = capsys.readouterr().err.split("its time is new: ")[1]
+    subprocess.run(shlex.split(command), check=True)
+    assert prepare(words(longer)) == 0
+    path.write_bytes(path.read_bytes() + b"more")
+    assert prepare(words(longer)) == 2 and "touch" not in capsys.readouterr().err
 
 
 def test_a_file_that_gives_no_day_of_the_period_is_no_matter(longer, capsys, monkeypatch):
