@@ -19,7 +19,6 @@ from slams.contracts.archive import Archive, array
 from slams.contracts.storage import writing
 from slams.statistics import N_HARMONICS, Kind, Statistics, day_features, transformed
 
-YEAR_DAYS = 365
 BAND_BYTES = 2**24
 LOSS_SHARE = 0.01  # of a channel's standard deviation that its decimals may cost
 LARGEST_CONDITION = 20.0  # of the matrix of an annual cycle: 2 for all days of a year, 12 for nine months, 33 for eight
@@ -44,9 +43,8 @@ def fit_statistics(
     """
     modalities, area = archive.spec.modalities, archive.spec.grid.area_weights
     _refuse_unseen(archive, sums)
-    sees_a_year = max(of.fit.count.max() for of in sums.values()) >= YEAR_DAYS  # else there is no annual cycle to fit
     log1p = np.array([sums[modality.name].log1p for modality in modalities for _ in modality.channel_names])
-    fitted = [_of_modality(sums.pop(modality.name), kind, sees_a_year, area) for modality in modalities]
+    fitted = [_of_modality(sums.pop(modality.name), kind, area) for modality in modalities]
     harmonics, std, observed, global_std = zip(*fitted, strict=True)
     deviations = np.concatenate(std).astype(np.float32)[:, None, None]
     found = Statistics(np.concatenate(harmonics, axis=1), deviations, log1p, np.concatenate(observed), static)
@@ -62,14 +60,13 @@ def _refuse_unseen(archive: Archive, sums: Mapping[str, Totals]) -> None:
 
 
 def _of_modality(
-    totals: Totals, kind: Kind, sees_a_year: bool, area: np.ndarray
+    totals: Totals, kind: Kind, area: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]:
     """Coefficients, standard deviations, where it counts as observed, and `_global_std`, of its channels."""
     most = totals.fit.count.max(axis=(1, 2), keepdims=True)
     observed = (totals.fit.count > 0) & (totals.fit.count >= OBSERVED_SHARE * most)
-    sums = totals.fit if sees_a_year else totals.fit.of_the_mean()
     fit = _scalar if kind == "scalar" else _fitted
-    return *fit(sums, observed, area), observed, [_global_std(of, area) for of in totals.values.channels()]
+    return *fit(totals.fit, observed, area), observed, [_global_std(of, area) for of in totals.values.channels()]
 
 
 def check_loss(archive: Archive, global_std: list[float]) -> None:
@@ -193,14 +190,14 @@ class Sums:
         lacking = {channel: pairs[:1, :1] for channel, pairs in self.lacking.items()}
         return Sums(self.pairs[:1, :1], self.right[:1], self.square, self.count, lacking)
 
-    def solve(self, observed_CHW: np.ndarray) -> np.ndarray:
-        """Coefficients (K, C, H, W); 0 where the channel is not observed, and beyond the mean where seasons are not."""
+    def solve(self) -> np.ndarray:
+        """Coefficients (K, C, H, W); 0 where there is no value, and beyond the mean where there are not all seasons."""
         solution = np.zeros_like(self.right)
-        for channel, observed in enumerate(observed_CHW):
+        for channel, count in enumerate(self.count):
             normal_HWKK = np.moveaxis(self._normal(channel), (0, 1), (-2, -1))
-            in_season = observed & ~_sees_the_year(normal_HWKK)
-            all_year = observed & ~in_season
-            normal_HWKK = np.broadcast_to(normal_HWKK, (*observed.shape, *self.pairs.shape))
+            in_season = (count > 0) & ~_sees_the_year(normal_HWKK)
+            all_year = (count > 0) & ~in_season
+            normal_HWKK = np.broadcast_to(normal_HWKK, (*count.shape, *self.pairs.shape))
             right_NK = self.right[:, channel][:, all_year].T
             solution[:, channel, all_year] = np.linalg.solve(normal_HWKK[all_year], right_NK[..., None])[..., 0].T
             solution[0, channel, in_season] = self.right[0, channel, in_season] / normal_HWKK[in_season][:, 0, 0]
@@ -277,14 +274,14 @@ def _sees_the_year(normal_HWKK: np.ndarray) -> np.ndarray:
 
 
 def _fitted(sums: Sums, observed: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients at each cell, float32 (K, C, H, W), and standard deviations of what they leave, (C,)."""
+    """Coefficients at each cell, float32 (K, C, H, W), and standard deviations, where observed, of what they leave."""
     harmonics = np.zeros(sums.right.shape, np.float32)
     deviations = []
     for channel, seen in enumerate(observed):
         squares = np.empty(seen.shape)
         for rows in sums.bands():
             part = sums.part(channel, rows)
-            solution = part.solve(seen[None, rows])
+            solution = part.solve()
             harmonics[:, channel, rows] = solution[:, 0]
             squares[rows] = part.squares(solution)[0]
         deviations.append(_deviation(squares, sums.count[channel], area * seen))
