@@ -18,7 +18,7 @@ import xarray as xr
 import zarr
 
 from data_prep.blocks import Block, Writer, blocks, opened
-from data_prep.config import ArchiveConfig, PrepConfig
+from data_prep.config import ArchiveConfig, PrepConfig, content
 from data_prep.fields import (
     Files,
     changed,
@@ -37,11 +37,13 @@ from data_prep.stats import Totals, check_loss, fit_statistics
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.config import to_dict
-from slams.contracts.archive import RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
+from slams.contracts.archive import METADATA, RAW_FILES, STATISTICS, Archive, create, extend, finish, open_archive
 from slams.contracts.envelope import ContractError, alone, is_finished
 
 N_NAMED_DAYS = 5
-MAY_GROW = ("train_years", "validation_years", "test_years", "missing_days_allowed")
+SPLITS = ("train_years", "validation_years", "test_years")
+NOT_OF_BLOCKS = (*SPLITS, "normalise", "log_precipitation")
+FIRST_THAT_LISTS_ALL = 2  # version of archives that list each day that lacks a level as missing
 
 
 def plan(config: ArchiveConfig, whole: PrepConfig) -> list[str]:
@@ -54,7 +56,7 @@ def plan(config: ArchiveConfig, whole: PrepConfig) -> list[str]:
 
 def _state(config: ArchiveConfig, n_days: int) -> str:
     path = Path(config.path)
-    if not path.exists():
+    if not Work(path).stands(METADATA):
         done = Work(path).n_done()
         return f"{done} blocks are written, the others to be" if done else "to be written"
     old = _grows(config)
@@ -91,7 +93,7 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
         run, names = _run_numbers(fields["temperature"], time, old)
         absent = {k: np.setdiff1d(time[n_before:], days_of(field)).astype(str).tolist() for k, field in fields.items()}
         _check_missing(_missing_days(absent, old), time, config)
-        group = _begun(work, config, {"config": to_dict(config), "files": files}, run, old)
+        group = _begun(work, config, _made_of(config, files, old), run, old)
         every = blocks(group, list(fields), len(time))
         written = [block for block in every if block.stop > n_before]
         told = work.complete(Writer(config, files, work.aside, time[0], n_before), written, in_order, "archive")
@@ -115,8 +117,11 @@ def _run(config: ArchiveConfig, whole: PrepConfig) -> None:
 def _stands(config: ArchiveConfig) -> bool:
     """Whether the archive stands already, made by this configuration of what the raw files still hold; or refused."""
     path = Path(config.path)
-    if not path.exists() or not is_finished(path, (found := open_archive(path)).attributes["config"], to_dict(config)):
+    if not Work(path).stands(METADATA):
         return False
+    found = open_archive(path)
+    is_finished(path, content(found.attributes["config"]), content(to_dict(config)))
+    _check_missing(found.attributes["missing_days"], found.time, config)
     refuse_changed(found.raw_files(), config.path)
     return True
 
@@ -153,15 +158,27 @@ def _raw_files(files: Files, old: Archive | None) -> Files:
 
 def _grows(config: ArchiveConfig) -> Archive | None:
     """The archive that stands, if it is the first part of this one; None if none stands, or another."""
-    if not Path(config.path).exists():
+    if not Work(Path(config.path)).stands(METADATA):
         return None
-    old, time, made_by = open_archive(config.path), period(config), to_dict(config)
-    same = all(old.attributes["config"].get(key) == made_by[key] for key in made_by if key not in MAY_GROW)
-    return old if same and old.time[0] == time[0] and old.time[-1] < time[-1] else None
+    old, time, made_by = open_archive(config.path), period(config), content(to_dict(config))
+    same = all(old.attributes["config"].get(key) == made_by[key] for key in made_by if key not in SPLITS)
+    if not same or old.time[0] != time[0] or old.time[-1] >= time[-1]:
+        return None
+    if old.attributes["version"] < FIRST_THAT_LISTS_ALL:
+        raise ContractError(f"{config.path}: is of version 1, which cannot grow; choose another name for a new one")
+    return old
+
+
+def _made_of(config: ArchiveConfig, files: Files, old: Archive | None) -> dict[str, Any]:
+    """All that its blocks depend on; what else the section says is only of the statistics, or of what is allowed."""
+    time, given = period(config), content(to_dict(config))
+    held = 0 if old is None else len(old.time)
+    told = {"config": {key: value for key, value in given.items() if key not in NOT_OF_BLOCKS}, "files": files}
+    return told | {"period": [str(time[0]), str(time[-1])], "days_before": held}
 
 
 def _attributes(config: ArchiveConfig) -> dict[str, Any]:
-    splits = {"train": config.train_years, "validation": config.validation_years, "test": config.test_years}
+    splits = {name.removesuffix("_years"): getattr(config, name) for name in SPLITS}
     return {"config": to_dict(config), "splits": splits, "missing_days": {}}
 
 
@@ -169,7 +186,6 @@ def _begun(
     work: Work, config: ArchiveConfig, made_of: dict[str, Any], run: np.ndarray, old: Archive | None
 ) -> zarr.Group:
     """The archive aside: what an earlier call left there, if it was made of the same; else begun anew."""
-    made_of |= {"days_before": 0 if old is None else len(old.time)}
     if work.goes_on(made_of):
         return zarr.open_group(work.aside, mode="r+", use_consolidated=False)
     time = period(config)

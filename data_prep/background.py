@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from data_prep.config import BackgroundConfig, PrepConfig
+from data_prep.config import BackgroundConfig, PrepConfig, comparable
 from slams.config import to_dict
 from slams.contracts.archive import Archive, create, finish, open_archive, write_block
 from slams.contracts.envelope import check_source, is_finished, written_aside
@@ -36,7 +36,9 @@ def run(config: BackgroundConfig, whole: PrepConfig) -> None:
         ContractError: no archive, or no such split.
     """
     path, made_by = Path(config.path), to_dict(config) | {"archive": to_dict(whole.archive)}
-    stands = path.exists() and is_finished(path, (old := open_archive(path)).attributes["config"], made_by)
+    stands = path.exists() and is_finished(
+        path, comparable((old := open_archive(path)).attributes["config"]), comparable(made_by)
+    )
     archive = open_archive(whole.archive.path)
     if stands:
         return check_source(path, old.attributes.get("archive_sha256"), archive.path, archive.content)

@@ -13,8 +13,10 @@ import zarr
 
 from data_prep.config import ArchiveConfig
 from data_prep.fields import Files, days_of, open_fields
+from data_prep.stores import absent, named, read
 from slams.config import digest
-from slams.contracts.archive import array, write_block
+from slams.contracts.archive import Archive, array, open_archive, write_block
+from slams.contracts.envelope import ContractError
 
 BLOCK_BYTES, BLOCK_DAYS = 2**24, 384
 
@@ -76,13 +78,58 @@ class Writer:
         """Put what was found in the field on days of the block, beside what is held; says which others are missing."""
         group = zarr.open_group(self.folder, mode="r+", use_consolidated=False)
         values = np.full((block.stop - block.start, *field.shape[1:]), np.nan, np.float32)
-        values[:held] = array(group, block.modality)[block.start : block.start + held]
+        if held:
+            values[:held] = self._held(block, held)
         values[days] = field[found].compute(scheduler="synchronous").values
-        is_empty = ~np.isfinite(values[held:]).any(axis=(-2, -1))
-        missing = held + np.flatnonzero(is_empty.reshape(len(values) - held, -1).any(axis=1))
+        missing = held + np.flatnonzero(is_missing(values[held:]))
         values[missing] = np.nan  # half a profile is no state
         write_block(group, block.modality, block.start, values)
         return missing
+
+    def _held(self, block: Block, n_days: int) -> np.ndarray:
+        """What the archive that stands says of the first days of a block.
+
+        Raises:
+            ContractError: it has lost them.
+        """
+        part = Block(block.modality, block.start, block.start + n_days)
+        values, lost = read_block(open_archive(self.config.path), part)
+        if values is None:
+            raise ContractError(f"{lost[0]}; put it back there, as the archive grows from what it holds")
+        return values
+
+
+def read_block(archive: Archive, block: Block) -> tuple[np.ndarray | None, list[str]]:
+    """Its values, or None, and a line for each file that is not there or cannot be read, or that lacks a day's values.
+
+    A chunk of which every day is missing was not written.
+    """
+    path, gone = str(archive.path), []
+    field = array(zarr.open_group(path, mode="r", use_consolidated=False), block.modality)
+    seen = days_with_values(archive, block.modality)[block.start : block.stop]
+    for start in range(block.start, block.stop, field.chunks[0]):
+        where = slice(start, min(start + field.chunks[0], block.stop))
+        if seen[start - block.start : where.stop - block.start].any():
+            when = named(archive.time[where])
+            gone += [f"{file}: {when}: no such file" for file in absent(path, field, (where,))]
+    where = slice(block.start, block.stop)
+    values, wrong = (None, gone) if gone else read(path, field, (where,), named(archive.time[where]))
+    if values is None:
+        return None, wrong
+    empty = archive.time[where][seen & is_missing(values)]
+    what = f"{path}/{block.modality}: {named(empty)}: no value, though not listed as missing"
+    return (None, [what]) if len(empty) else (values, [])
+
+
+def days_with_values(archive: Archive, modality: str) -> np.ndarray:
+    """Days that are not listed as missing, (time,)."""
+    return ~np.isin(archive.time, np.array(archive.attributes["missing_days"][modality], "datetime64[D]"))
+
+
+def is_missing(values: np.ndarray) -> np.ndarray:
+    """Days on which a modality, or one of its levels, has no value, (L,), of (L, [C,] H, W)."""
+    is_empty = ~np.isfinite(values).any(axis=(-2, -1))
+    return np.asarray(is_empty.reshape(len(values), -1).any(axis=1))
 
 
 def opened(config: ArchiveConfig, files: Files) -> dict[str, xr.DataArray]:

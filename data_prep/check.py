@@ -153,6 +153,9 @@ def _shard(manifest: Manifest, index: int) -> Iterator[str]:
         yield f"{path}: {days}: no such file, though the manifest lists it"
         return
     size = path.stat().st_size
+    if not size:
+        yield f"{path}: {days}: empty, but the manifest says {listed['bytes']} bytes"
+        return
     if size != listed["bytes"]:
         yield f"{path}: {days}: {size} bytes, but the manifest says {listed['bytes']}"
     elif sha256(path) != listed["sha256"]:
@@ -176,7 +179,7 @@ def _members(path: Path, frames: list[Frame]) -> Iterator[str]:
         with path.open("rb") as file, tarfile.open(fileobj=file) as tar:
             found.update((member.name, member) for member in tar)
     except (tarfile.TarError, EOFError) as error:
-        yield f"{path}: not a whole tar ({error})"
+        yield f"{path}: not a whole tar ({str(error).splitlines()[0]})"
     for name, frame in expected.items():
         member = found.pop(name, None)
         if member is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from data_prep.limits import StationsConfig
 from data_prep.masks import SwathConfig
@@ -117,6 +118,16 @@ class ArchiveConfig:
             raise ValueError(f"missing_days_allowed: {self.missing_days_allowed} is not allowed; at least 0")
         if not self.level_hpa or len(set(self.level_hpa)) != len(self.level_hpa):
             raise ValueError(f"level_hpa: {self.level_hpa} is not allowed; at least one level, each once")
+
+
+def content(archive: Mapping[str, Any]) -> dict[str, Any]:
+    """What an archive's section says of its values: neither where it lies nor how much it may lack."""
+    return {key: value for key, value in archive.items() if key not in ("path", "missing_days_allowed")}
+
+
+def comparable(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a stage says that it was made by: all but where it lies, and of its archive what `content` says."""
+    return {key: content(value) if key == "archive" else value for key, value in made_by.items() if key != "path"}
 
 
 def _check_decimals(decimals: int | None) -> None:

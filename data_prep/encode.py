@@ -6,6 +6,7 @@ perturbation kernel assumes unit variance; both numbers travel in the manifest.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_prep.config import EncodeConfig, PrepConfig
-from data_prep.shards import Part, Timed, parts, write_manifest, write_shard
+from data_prep.config import EncodeConfig, PrepConfig, comparable
+from data_prep.shards import MANIFEST, Intact, Part, Timed, parts, write_manifest, write_shard
 from data_prep.work import Work
 from data_prep.workers import workers
 from slams.autoencoder import Autoencoder, PaperAutoencoder
 from slams.config import to_dict
 from slams.contracts.bundle import check_same_make, open_bundle
 from slams.contracts.envelope import alone, check_source, is_finished
-from slams.contracts.shards import Frame, open_shards
+from slams.contracts.shards import Frame, Manifest, open_shards
 from slams.model import open_autoencoder
 
 STATISTICS_FRAMES = 512  # a task
@@ -32,7 +33,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def plan(config: EncodeConfig, whole: PrepConfig) -> list[str]:
     """What the stage would do, for people."""
-    done = "stand already" if Path(config.path).exists() else f"to be encoded by {config.autoencoder}"
+    done = "stand already" if Work(Path(config.path)).stands(MANIFEST) else f"to be encoded by {config.autoencoder}"
     return [f"latent shards {config.path}: {done}"]
 
 
@@ -53,24 +54,32 @@ def _run(config: EncodeConfig, whole: PrepConfig) -> None:
     check_same_make(bundle, source.spec, source.document["statistics_sha256"], source.folder)
     made_by = to_dict(config) | {"autoencoder_sha256": bundle.checksum}
     work.tidy()
-    content = source.document.get("archive_sha256", "")
-    if work.path.exists() and is_finished(work.path, (old := open_shards(work.path)).document["config"], made_by):
-        return check_source(work.path, old.document.get("archive_sha256"), source.folder, content)
-    made_of = {"config": made_by, "shards": [shard["sha256"] for shard in source.document["shards"]]}
+    content, made_from = source.document.get("archive_sha256", ""), _content(source)
+    old = open_shards(work.path).document if work.stands(MANIFEST) else {}
+    if is_finished(work.path, old.get("config"), made_by):
+        check_source(work.path, old.get("archive_sha256"), source.folder, content)
+        return check_source(work.path, old.get("shards_sha256"), source.folder, made_from)
+    made_of = {"config": comparable(made_by), "shards": made_from}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
         work.begun(made_of)
     splits = {"splits": source.document["splits"], "autoencoder": bundle.checksum, "archive_sha256": content}
+    splits |= {"shards_sha256": made_from}
     with workers(whole.workers) as in_order:
         train = parts(source.windows("train", 1), STATISTICS_FRAMES, "statistics")
         given = config.autoencoder, bundle.checksum, source.folder, config.batch
         latent = moments(work.complete(Moments(*given), train, in_order, "latent statistics"))
         shard = LatentShard(*given, work.aside, config.keepbits, latent)
         every = parts(np.arange(len(source.frames)), config.frames_per_shard)
-        shards = work.complete(shard, every, in_order, "latent shards")
+        shards = work.complete(shard, every, in_order, "latent shards", Intact(work.aside))
     document = {"config": made_by, "content": "latent"} | splits | {"latent": latent}
     write_manifest(work.aside, shards, source.spec, source.statistics(), config.keepbits, document)
     work.become()
+
+
+def _content(source: Manifest) -> str:
+    """Checksum of what a shard set holds."""
+    return hashlib.sha256("".join(shard["sha256"] for shard in source.document["shards"]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -14,14 +14,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import zarr
 from rich.progress import track
 
-from data_prep.blocks import Block
+from data_prep.blocks import Block, days_with_values, read_block
 from data_prep.stats import Totals
-from data_prep.stores import absent, named, read
 from data_prep.workers import InOrder
-from slams.contracts.archive import Archive, array, open_archive
+from slams.contracts.archive import open_archive
 from slams.spec import Modality
 from slams.statistics import Kind
 
@@ -75,12 +73,12 @@ class Gatherer:
         """Save the sums of its train days; whether there are any, and what of each block is lost, a line for a file."""
         archive = open_archive(self.folder, is_whole=False)
         modality = next(m for m in archive.spec.modalities if m.name == span[0].modality)
-        seen = _days_with_values(archive, modality)
+        seen = days_with_values(archive, modality.name)
         summed = seen & np.isin(np.arange(len(archive.time)), archive.days("train"))
         totals, lost = None, {}
         for block in (block for block in span if seen[block.start : block.stop].any()):
             where = slice(block.start, block.stop)
-            values, wrong = _read(archive, block, seen[where])
+            values, wrong = read_block(archive, block)
             if values is None:
                 lost[block] = wrong
             elif summed[where].any():
@@ -94,23 +92,3 @@ class Gatherer:
     def _empty(self, modality: Modality, shape_HW: tuple[int, int]) -> Totals:
         log1p = self.log_precipitation and modality.name == "precipitation"
         return Totals.empty(self.kind, log1p, modality.n_channels, shape_HW)
-
-
-def _days_with_values(archive: Archive, modality: Modality) -> np.ndarray:
-    return ~np.isin(archive.time, np.array(archive.attributes["missing_days"][modality.name], "datetime64[D]"))
-
-
-def _read(archive: Archive, block: Block, seen: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
-    """Its values, or None, and a line for each file that is not there or cannot be read.
-
-    A chunk of which every day is missing was not written.
-    """
-    path, gone = str(archive.path), []
-    field = array(zarr.open_group(path, mode="r", use_consolidated=False), block.modality)
-    for start in range(block.start, block.stop, field.chunks[0]):
-        where = slice(start, min(start + field.chunks[0], block.stop))
-        if seen[start - block.start : where.stop - block.start].any():
-            when = named(archive.time[where])
-            gone += [f"{file}: {when}: no such file" for file in absent(path, field, (where,))]
-    where = slice(block.start, block.stop)
-    return (None, gone) if gone else read(path, field, (where,), named(archive.time[where]))

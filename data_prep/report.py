@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import yaml
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from data_prep.config import ArchiveConfig, PrepConfig
 from data_prep.stations import REPORT
 from data_prep.summary import Summary, summarise
-from slams.config import to_yaml
+from slams.config import to_dict
 from slams.contracts.archive import Archive, open_archive
 from slams.contracts.envelope import read_json
 from slams.page import COAST, COLOURS, FIGURE_STYLE, INK, UNSEEN, cards, document, figure, table
@@ -72,7 +73,7 @@ def write(archive: Archive, summaries: list[Summary], config: PrepConfig) -> str
         f'<h2>Storage</h2>{_storage(summaries)}<p class="muted">{STORAGE_WORDS}</p>',
         "<h2>Where it comes from</h2>",
         "<p>To make this page again: <code>python -m data_prep report CONFIG</code>, with this configuration.</p>",
-        f"<details><summary>Configuration</summary><pre>{html.escape(to_yaml(config))}</pre></details>",
+        f"<details><summary>Configuration</summary><pre>{_configuration(archive, config)}</pre></details>",
         f"<details><summary>Versions</summary><pre>{html.escape(json.dumps(told, indent=1))}</pre></details>",
     ]
     return document(title, "\n".join(parts))
@@ -91,6 +92,12 @@ STORAGE_WORDS = "Ratio: of the float32 values to the files. Largest error: what 
 
 
 # ---- words and tables
+
+
+def _configuration(archive: Archive, config: PrepConfig) -> str:
+    """The one that was given, but for the archive's section, which is that which made it."""
+    told = to_dict(config) | {"archive": archive.attributes["config"]}
+    return html.escape(yaml.safe_dump(told, sort_keys=False))
 
 
 def _cards(archive: Archive, summaries: list[Summary]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from isal import isal_zlib
 
-from data_prep.config import ArchiveConfig, PrepConfig, ShardsConfig
+from data_prep.config import ArchiveConfig, PrepConfig, ShardsConfig, comparable, content
 from data_prep.fields import specification
 from data_prep.work import Work
 from data_prep.workers import workers
@@ -37,8 +37,8 @@ from slams.contracts.storage import writing
 from slams.spec import StateSpec
 from slams.statistics import Statistics
 
+MANIFEST = "manifest.json"
 USTAR = tarfile.USTAR_FORMAT
-NO_CONTENT = ("path", "missing_days_allowed")  # of the archive's section: they change nothing that it holds
 LISTS = ("archive.variables",)  # of sections
 USUAL_RATIO = 2  # by which frames are compressed
 COPY = 1 << 20  # bytes; a frame in one piece, where it is no larger
@@ -49,7 +49,7 @@ Timed = tuple[np.datetime64, int, np.ndarray]
 
 def plan(config: ShardsConfig, whole: PrepConfig) -> list[str]:
     """What the stage would do, for people."""
-    done = "stand already" if Path(config.path).exists() else f"to be written from {whole.archive.path}"
+    done = "stand already" if Work(Path(config.path)).stands(MANIFEST) else f"to be written from {whole.archive.path}"
     spec = specification(whole.archive)
     frame_bytes = 4 * spec.n_channels * int(np.prod(spec.grid.shape)) / USUAL_RATIO
     size = f"{config.frames_per_shard} frames, about {config.frames_per_shard * frame_bytes / 2**20:.0f} MiB a shard"
@@ -69,12 +69,13 @@ def run(config: ShardsConfig, whole: PrepConfig) -> None:
 def _run(config: ShardsConfig, whole: PrepConfig) -> None:
     work, made_by = Work(Path(config.path)), to_dict(config) | {"archive": to_dict(whole.archive)}
     work.tidy()
-    stands = work.path.exists() and is_finished(work.path, (old := open_shards(work.path)).document["config"], made_by)
+    old = open_shards(work.path).document if work.stands(MANIFEST) else {}
+    stands = is_finished(work.path, comparable(old.get("config", {})), comparable(made_by))
     archive = open_archive(whole.archive.path)
     if stands:
-        return check_source(work.path, old.document.get("archive_sha256"), archive.path, archive.content)
+        return check_source(work.path, old.get("archive_sha256"), archive.path, archive.content)
     _check_make(archive, whole.archive)
-    made_of = {"config": made_by, "archive": archive.content}
+    made_of = {"config": comparable(made_by), "archive": archive.content}
     if not work.goes_on(made_of):
         work.aside.mkdir(parents=True)
         work.begun(made_of)
@@ -83,7 +84,8 @@ def _run(config: ShardsConfig, whole: PrepConfig) -> None:
     days = days[[str(day) not in missing for day in archive.time[days]]]
     task = StateShard(archive.path, work.aside, config.keepbits)
     with workers(whole.workers) as in_order:
-        shards = work.complete(task, parts(days, config.frames_per_shard), in_order, "shards")
+        every = parts(days, config.frames_per_shard)
+        shards = work.complete(task, every, in_order, "shards", Intact(work.aside))
     document = {"config": made_by, "content": "state", "splits": archive.splits, "archive_sha256": archive.content}
     write_manifest(work.aside, shards, archive.spec, archive.statistics(), config.keepbits, document)
     work.become()
@@ -95,8 +97,7 @@ def _check_make(archive: Archive, config: ArchiveConfig) -> None:
     Raises:
         ContractError: naming the first field that differs.
     """
-    made_by = {key: value for key, value in archive.attributes["config"].items() if key not in NO_CONTENT}
-    for name, found, wanted in _differences(made_by, to_dict(config), "archive"):
+    for name, found, wanted in _differences(content(archive.attributes["config"]), to_dict(config), "archive"):
         raise ContractError(
             f"{archive.path}: was made with {name}={found!r}, but the configuration has {wanted!r}; give the one that "
             "it was made with, or another archive.path"
@@ -161,6 +162,24 @@ class StateShard:
                         f"{archive.path}: {archive.time[i]}: a channel has no value, and the day is not listed as "
                         f"missing; `python -m data_prep check {archive.path}` says what is gone"
                     )
+
+
+@dataclass(frozen=True)
+class Intact:
+    """Whether a shard of an earlier call is what was written: a machine that crashed may have kept less of it.
+
+    Arguments:
+        folder: where it lies.
+    """
+
+    folder: Path
+
+    def __call__(self, entry: dict[str, Any]) -> bool:
+        """By its entry in the manifest."""
+        if not entry["frames"]:
+            return True
+        path = self.folder / entry["file"]
+        return path.is_file() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]
 
 
 def write_shards(
@@ -255,4 +274,4 @@ def write_manifest(
     manifest |= {"spec": spec.to_json(), "shape": filled[0]["shape"] if filled else []}
     manifest |= {"codec": {"bitround_keepbits": keepbits, "compressor": COMPRESSOR.get_config()}}
     manifest |= {"statistics_sha256": sha256(folder / "statistics.safetensors"), "shards": entries}
-    write_json(folder / "manifest.json", manifest | {SEAL: seal(manifest)})
+    write_json(folder / MANIFEST, manifest | {SEAL: seal(manifest)})

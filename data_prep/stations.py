@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from data_prep.config import ArchiveConfig, PrepConfig
+from data_prep.config import ArchiveConfig, PrepConfig, comparable
 from data_prep.limits import StationsConfig
 from data_prep.quality import CODES, added, as_text, counts, numbered, quality_control, with_errors
 from data_prep.sorting import Parts, by_station, emptied
@@ -62,7 +62,8 @@ def run(config: StationsConfig, whole: PrepConfig) -> None:
     statistics = archive.statistics() if archive else None
     background = {"statistics": statistics.digest if statistics else "none"}
     made_by = to_dict(config) | {"archive": to_dict(whole.archive)} | background
-    if path.exists() and is_finished(path, open_observations(path).attributes["config"], made_by):
+    old = open_observations(path).attributes["config"] if path.exists() else {}
+    if is_finished(path, comparable(old), comparable(made_by)):
         return _refuse_other_files(path, config)
     raw_files = [fingerprint(file) for name, pattern in _patterns(config) for file in _files(name, pattern)]
     spec = _specification(config, whole.archive, archive)

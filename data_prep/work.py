@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from rich.progress import track
 
 from data_prep.workers import InOrder
-from slams.contracts.envelope import read_json, write_json
+from slams.contracts.envelope import ContractError, read_json, write_json
 
 NOTE = "made_of.json"
 
@@ -57,6 +57,16 @@ class Work:
         if self.path.exists() and not self.aside.exists():
             shutil.rmtree(self.marks, ignore_errors=True)
 
+    def stands(self, document: str) -> bool:
+        """Whether a result has the name; each of its kind has that document.
+
+        Raises:
+            ContractError: something else has the name.
+        """
+        if self.path.exists() and not (self.path / document).exists():
+            raise ContractError(f"{self.path}: is there, and without {document}; remove it or choose another name")
+        return self.path.exists()
+
     def goes_on(self, made_of: dict[str, Any]) -> bool:
         """Whether work on the same lies there. Else what lies there is removed, which is told, and the work begins."""
         note = self.marks / NOTE
@@ -78,14 +88,32 @@ class Work:
         write_json(self.marks / NOTE, made_of)
 
     def complete(
-        self, function: Callable[[T], dict[str, Any]], tasks: Sequence[T], in_order: InOrder, label: str
+        self,
+        function: Callable[[T], dict[str, Any]],
+        tasks: Sequence[T],
+        in_order: InOrder,
+        label: str,
+        intact: Callable[[dict[str, Any]], bool] | None = None,
     ) -> list[dict[str, Any]]:
-        """What the function says of each task, done now or before."""
+        """What the function says of each task, done now or before.
+
+        Arguments:
+            intact: whether what was done before is still there, of what was said of it; else it is done again.
+        """
+        if intact is not None:
+            self._forget_lost(tasks, in_order, intact)
         pending = [task for task in tasks if not self._mark(task).exists()]
         results = track(in_order(function, pending), description=label, total=len(pending), transient=True)
         for task, result in zip(pending, results, strict=True):
             write_json(self._mark(task), result)
         return [read_json(self._mark(task), "the mark of a task") for task in tasks]
+
+    def _forget_lost(self, tasks: Sequence[T], in_order: InOrder, intact: Callable[[dict[str, Any]], bool]) -> None:
+        done = [task for task in tasks if self._mark(task).exists()]
+        told = [read_json(self._mark(task), "the mark of a task") for task in done]
+        for task, is_intact in zip(done, in_order(intact, told), strict=True):
+            if not is_intact:
+                self.forget(task)
 
     def forget(self, task: Task) -> None:
         """Have a task that is done done again by the next call."""

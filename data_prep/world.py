@@ -210,7 +210,7 @@ def run(config: WorldConfig, whole: object = None) -> None:
                          "build the model's environment with `make .venv-world`")
     folder = Path(config.folder).absolute()
     (folder / ".state").mkdir(parents=True, exist_ok=True)
-    with alone(folder):
+    with alone(folder, folder / ".state" / "lock"):
         _claim(folder, config)
         for leftover in folder.glob(".*.part"):
             leftover.unlink()

@@ -410,6 +410,104 @@ def test_what_a_crash_of_the_machine_took_is_written_again(here, tmp_path, monke
     assert_same()
 
 
+@pytest.mark.parametrize("left", ["nothing", "the old one", "an empty one"])
+def test_a_crash_while_an_archive_grows_takes_nothing_of_it(longer, tmp_path, monkeypatch, left):
+    """Of a chunk with days of both: the mark is on the disk, what was written is not, and old raw files are gone."""
+    years, at_once, raw = "archive.test_years=[2003,2004]", tmp_path / "at_once", longer / "raw"
+    assert prepare(words(longer, f"archive.path={at_once}", years)) == 0
+    assert prepare(words(longer)) == 0
+    gone(raw, 2001, 2002, 2003)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("data_prep.archive._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        assert prepare(words(longer, years)) == 2
+    old = open_archive(longer / "archive")
+    days = zarr.open_group(longer / "archive", mode="r")["temperature"].chunks[0]
+    assert len(old.time) % days
+    name = f"temperature/c/{len(old.time) // days}/0/0/0"
+    chunk = longer / "archive.partial" / name
+    assert chunk.read_bytes() != (longer / "archive" / name).read_bytes()
+    chunk.unlink()
+    if left != "nothing":
+        chunk.write_bytes((longer / "archive" / name).read_bytes() if left == "the old one" else b"")
+    assert prepare(words(longer, years)) == 2
+    assert prepare(words(longer, years)) == 0
+    assert_same_tree(longer / "archive", at_once)
+
+
+def test_an_archive_that_grows_has_lost_what_it_must_grow_from(longer, capsys):
+    assert prepare(words(longer)) == 0
+    n_days = len(open_archive(longer / "archive").time)
+    days = zarr.open_group(longer / "archive", mode="r")["temperature"].chunks[0]
+    chunk = longer / "archive" / f"temperature/c/{n_days // days}/0/0/0"
+    chunk.unlink()
+    assert prepare(words(longer, "archive.test_years=[2003,2004]")) == 2
+    said = capsys.readouterr().err
+    assert f"{chunk}: 2003-" in said and "no such file; put it back there" in said and said.count("\n") == 1
+
+
+def test_a_cell_that_is_seldom_seen_departs_from_its_own_mean(longer):
+    """As the sea where there is ice for most of the year: else its whole value would be its anomaly."""
+
+    def frozen(dataset):
+        dataset.olr[: int(0.6 * len(dataset.time)), : len(dataset.lat) // 4] = np.nan
+        return dataset
+
+    for year in (2001, 2002, 2003):
+        spoil(longer / "raw", "olr", frozen, year=year)
+    assert prepare(words(longer)) == 0 and prepare(["shards", str(longer / "prep.yaml")]) == 0
+    archive, shards = open_archive(longer / "archive"), open_shards(longer / "shards")
+    seldom = ~archive.statistics().observed[-1]
+    x = np.stack([shards.read(frame)[-1][seldom] for frame in shards.frames])
+    assert 0 < seldom.mean() < 0.5 and np.isfinite(x).any() and np.nanmax(abs(x)) < 6
+    drawn = drawn_anomalies(archive, np.arange(300, 365, 8), 0)
+    assert np.nanmax(abs(drawn[:, -1])) < 100
+
+
+def test_a_missing_day_does_not_take_the_annual_cycle_away(longer):
+    one_year = ["archive.train_years=[2001,2001]", "archive.validation_years=[2002,2002]"]
+    alone_in_it = ["archive.sources.precipitation=''", "archive.sources.olr=''"]
+    assert prepare(words(longer, *one_year, *alone_in_it)) == 0
+    found = open_archive(longer / "archive")
+    assert "2001-10-28" in found.attributes["missing_days"]["temperature"]
+    assert len(found.statistics().harmonics) == 5 and abs(found.statistics().harmonics[1:]).max() > 1
+
+
+def test_an_archive_that_was_moved_is_the_same_one(longer, tmp_path, capsys):
+    """It stands, what was made from it stands, and it grows."""
+    assert prepare(words(longer)) == 0 and prepare(["shards", str(longer / "prep.yaml")]) == 0
+    moved = f"archive.path={tmp_path / 'elsewhere' / 'archive'}"
+    (tmp_path / "elsewhere").mkdir()
+    (longer / "archive").rename(tmp_path / "elsewhere" / "archive")
+    before = tree(tmp_path / "elsewhere")
+    assert prepare(words(longer, moved)) == 0 and prepare(["shards", str(longer / "prep.yaml"), moved]) == 0
+    assert tree(tmp_path / "elsewhere") == before
+    assert prepare(words(longer, moved, "archive.test_years=[2003,2004]")) == 0
+    assert len(open_archive(tmp_path / "elsewhere" / "archive").time) == 1461
+
+
+def test_an_archive_of_the_first_version_does_not_grow(longer, capsys):
+    """It does not list all days that lack a level, which one of this version must."""
+    assert prepare(words(longer)) == 0
+    path = longer / "archive" / "zarr.json"
+    found = json.loads(path.read_text())
+    found["attributes"]["version"] = 1
+    del found["attributes"]["document_sha256"]
+    path.write_text(json.dumps(found))
+    assert prepare(words(longer)) == 0
+    assert prepare(words(longer, "archive.test_years=[2003,2004]")) == 2
+    assert "archive: is of version 1, which cannot grow; choose another name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stage", "document"), [("archive", "zarr.json"), ("shards", "manifest.json")])
+def test_a_folder_that_was_made_beforehand_is_told(made, tmp_path, capsys, stage, document):
+    path = tmp_path / "result"
+    path.mkdir()
+    for dry in ([], ["--dry-run"]):
+        assert prepare([stage, str(made / "prep.yaml"), f"{stage}.path={path}", *dry]) == 2
+        told = f"{path}: is there, and without {document}; remove it or choose another name"
+        assert capsys.readouterr().err == f"data_prep {stage}: {told}\n"
+
+
 def test_what_an_archive_lost_before_it_grew_is_told(longer, capsys):
     """Its days belong to the train years: they would be missing from the statistics and from the archive."""
     assert prepare(words(longer)) == 0
@@ -533,7 +631,7 @@ def test_days_between_the_splits_may_be_missing(longer, capsys):
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_a_day_without_a_value_is_a_missing_day(four_years, tmp_path, capsys, allowed):
+def test_a_day_without_a_value_is_a_missing_day(four_years, tmp_path, capsys, monkeypatch, allowed):
     raw = tmp_path / "raw"
     shutil.copytree(four_years / "raw", raw)
     write_prep(tmp_path, raw)
@@ -548,7 +646,10 @@ def test_a_day_without_a_value_is_a_missing_day(four_years, tmp_path, capsys, al
         assert status == 0 and open_archive(tmp_path / "archive").attributes["missing_days"]["olr"] == ["2002-04-11"]
     else:
         assert status == 2 and "olr: 1 of the 1095 days" in capsys.readouterr().err
-        assert prepare(words(tmp_path, "archive.missing_days_allowed=1")) == 0  # and nothing of the work was lost
+        with monkeypatch.context() as done:
+            done.setattr(Writer, "__call__", lambda *_: pytest.fail("a finished block was written again"))
+            assert prepare(words(tmp_path, "archive.missing_days_allowed=1")) == 0
+        assert prepare(words(tmp_path)) == 2 and "olr: 1 of the 1095 days" in capsys.readouterr().err
 
 
 def test_values_are_within_the_bound_that_the_archive_tells(made, planet, tmp_path):
@@ -577,6 +678,26 @@ def test_shards_by_two_processes_after_a_kill_are_the_same(made, tmp_path):
     assert [path.name for path in killed.parent.iterdir()] == ["shards"]
     assert len(list(killed.glob("*.tar"))) == 10
     assert_same_tree(killed, plain, "manifest.json")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_shards_that_a_crash_of_the_machine_cut_are_written_again(made, tmp_path, monkeypatch, processes):
+    """The mark is on the disk, and what was written is not, or not all of it, or is not what it was."""
+    short = "shards.frames_per_shard=110"
+    plain, cut = tmp_path / "plain" / "shards", tmp_path / "cut" / "shards"
+    assert prepare(["shards", str(made / "prep.yaml"), f"shards.path={plain}", short]) == 0
+    again = ["shards", str(made / "prep.yaml"), f"shards.path={cut}", short, f"workers.processes={processes}"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr("data_prep.shards.write_manifest", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        assert prepare(again) == 2
+    tars = sorted(cut.with_name("shards.partial").glob("*.tar"))
+    tars[1].unlink()
+    os.truncate(tars[2], 0)
+    content = bytearray(tars[3].read_bytes())
+    content[5000] ^= 1
+    tars[3].write_bytes(content)
+    assert prepare(again) == 0
+    assert_same_tree(cut, plain, "manifest.json")
 
 
 def test_full_disk(tmp_path, here):
@@ -710,13 +831,13 @@ def test_sums_over_parts_add_up():
     for part in (slice(0, 25), slice(25, 26), slice(26, 60)):
         parts.append(Sums.empty(3, 2, (3, 4)))
         parts[-1].add(x[part], features[part])
-    observed = whole.count > 10
+    observed = whole.count > 0
     together = parts[0]
     together += parts[1]
     together += parts[2]
-    found = together.solve(observed)
+    found = together.solve()
     squares = together.squares(found)
-    np.testing.assert_allclose(found, whole.solve(observed), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found, whole.solve(), rtol=1e-10, atol=1e-12)
     for c, i, j in np.ndindex(2, 3, 4):
         seen = np.isfinite(x[:, c, i, j])
         best = np.linalg.lstsq(features[seen, :3], x[seen, c, i, j], rcond=None)[0] if observed[c, i, j] else 0

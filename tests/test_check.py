@@ -310,6 +310,14 @@ def test_a_truncated_tar(spoilt, check):
     assert not any(f": {manifest['shards'][1]['frames'][29]['time']}: the checksum" in line for line in lines)
 
 
+def test_an_empty_shard_is_one_line(spoilt, check):
+    path, manifest = tar_of(spoilt)
+    path.write_bytes(b"")
+    (line,) = check(spoilt / "states", 1)
+    days = [frame["time"] for frame in manifest["shards"][1]["frames"]]
+    assert f"{path}: {days[0]} to {days[-1]}: empty, but the manifest says" in line
+
+
 def test_a_removed_shard(spoilt, check):
     path, manifest = tar_of(spoilt)
     path.unlink()

@@ -497,6 +497,15 @@ def test_what_broke_is_mended_and_the_same_command_goes_on(folder, refused):
     assert np.isfinite(found.read(found.frames[-1])).all() and not list(folder.glob("*.partial"))
 
 
+def test_latents_of_shards_that_were_made_anew_do_not_stand(folder, refused):
+    shutil.rmtree(folder / "latents")
+    assert prepare(["encode", str(folder / "prep.yaml")]) == 0
+    shutil.rmtree(folder / "shards")
+    assert prepare(["shards", str(folder / "prep.yaml"), "shards.keepbits=6"]) == 0
+    said = refused(prepare, "encode", folder / "prep.yaml")
+    assert f"{folder / 'latents'}: was made from another {folder / 'shards'} than is there now; remove it" in said
+
+
 def test_jobs_that_end_at_one_task_are_a_sentence(folder, refused, monkeypatch):
     """As dask says it, which is no error of a kind that Python has a name for."""
     scheduler = pytest.importorskip("distributed.scheduler", reason="dask-jobqueue is not installed")

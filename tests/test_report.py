@@ -69,7 +69,11 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     x = values()
     missing = {"temperature": [], "precipitation": [], "olr": GONE}
-    attributes = {"config": {}, "splits": {"train": [2000, 2000], "test": [2001, 2001]}, "missing_days": missing}
+    attributes = {
+        "config": {"decimals": 7},
+        "splits": {"train": [2000, 2000], "test": [2001, 2001]},
+        "missing_days": missing,
+    }
     group = contract.create(folder / "archive.zarr", SPEC, DAYS, np.zeros(len(DAYS), np.int32), attributes)
     for name in SPEC.names:
         contract.write_block(
@@ -104,6 +108,11 @@ def test_it_needs_nothing_but_itself(made, page):
         i["src"].startswith("data:image/png;base64,") and i["alt"] for i in page.images
     )
     assert not (made / "archive_report.html.partial").exists()
+
+
+def test_it_names_what_made_the_archive_and_not_what_was_given(made):
+    text = (made / "archive_report.html").read_text()
+    assert "decimals: 7" in text and "n_latitude: 6" not in text
 
 
 def test_it_shows_the_missing_days(page):

@@ -516,7 +516,7 @@ def test_a_validation_that_is_no_number_stops_and_names_its_days(tmp_path, shard
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, shards, capsys):
     config = write_config(tmp_path, shards, steps=4)
-    with envelope.alone(tmp_path / "run"):
+    with envelope.alone(tmp_path / "run", tmp_path / "run" / "lock"):
         assert run([str(config)]) == 2
     assert f"{tmp_path / 'run'}: process {os.getpid()} of" in capsys.readouterr().err
     assert run([str(config)]) == 0

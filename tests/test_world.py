@@ -211,7 +211,7 @@ def test_a_missing_environment_says_how_to_build_it(tmp_path):
 def test_a_second_driver_is_refused(tmp_path):
     config = fake(tmp_path)
     with (
-        alone(config.folder),
+        alone(config.folder, Path(config.folder) / ".state" / "lock"),
         pytest.raises(ValueError, match=f"{config.folder}: process {os.getpid()} of .* is at work"),
     ):
         world.run(config)

@@ -54,7 +54,8 @@ def train(config: TrainConfig) -> int:
         return DONE
     stop = StopRequest(config.time_limit_minutes)
     manifest = opened(config.shards, config.data)
-    with opened_world(config.engine) as world, alone(config.folder) if world.rank == 0 else nullcontext():
+    folder = Path(config.folder)
+    with opened_world(config.engine) as world, alone(folder, folder / "lock") if world.rank == 0 else nullcontext():
         stop.listen()  # now: while the others are waited for, a signal ends the process
         run = Run(config, usable(manifest, config.data, world), world)
         status = FAILED

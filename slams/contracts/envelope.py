@@ -25,7 +25,7 @@ from upath import UPath
 
 import slams
 
-SEAL = "document_sha256"
+SEAL, ABSENT = "document_sha256", object()
 log = logging.getLogger("slams.contracts")
 
 
@@ -34,19 +34,22 @@ class ContractError(ValueError):
 
 
 @contextmanager
-def alone(path: str | Path) -> Iterator[None]:
+def alone(path: str | Path, lock: Path | None = None) -> Iterator[None]:
     """Around the making of what gets that name: no other program makes it meanwhile.
 
     The lock goes with the process, however that ends; a file of it that stays behind locks nobody out. Where nothing
     can be written, or on a file system without locks, nobody is refused.
 
+    Arguments:
+        lock: its file; beside the name where none is given, for a folder that appears when it is whole.
+
     Raises:
         ContractError: another program, which is named, is at work on it.
     """
     path = Path(path)
+    lock = lock or path.with_name(f".{path.name}.lock")
     with suppress(OSError):  # said by what is going to write there
-        path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
     held = _held(lock, path)
     try:
         yield
@@ -235,15 +238,15 @@ def check_source(path: str | Path, made_from: str | None, source: str | Path, co
 
 
 def is_finished(path: str | Path, found_config: dict[str, Any] | None, config: dict[str, Any]) -> bool:
-    """Whether a stage's result stands already, made by the same configuration.
+    """Whether a stage's result stands already, made by the same configuration; where it lies (``path``) is no matter.
 
     Raises:
         ContractError: it stands, but another configuration made it.
     """
     if not UPath(path).exists():
         return False
-    if found_config != config:
-        keys = sorted(k for k in {*config, *(found_config or {})} if (found_config or {}).get(k) != config.get(k))
+    found = found_config or {}
+    if keys := sorted(k for k in {*config, *found} - {"path"} if found.get(k, ABSENT) != config.get(k, ABSENT)):
         raise ContractError(
             f"{path}: was made with another configuration (different: {', '.join(keys)}); "
             "remove it or choose another name"
