@@ -160,7 +160,7 @@ def _of_period(
     found, used = [], []
     for path in track(paths, f"files of {quantity.name}", transient=True, disable=not sys.stdout.isatty()):
         piece = decode(path, quantity, level_hpa or None)
-        found.append(_fingerprint(path, _member(path, str(piece.fields[0].name))))
+        found.append(_fingerprint(path, _member(path, piece.variable)))
         days = piece.time.astype("datetime64[D]")
         used.append(bool(((days >= time[0]) & (days <= time[-1])).any()))
     return [entry for entry, is_used in zip(found, used, strict=True) if is_used or not any(used)]

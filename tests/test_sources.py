@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from datetime import datetime
 from pathlib import Path
 
@@ -46,6 +47,24 @@ def save(field, path, run=None, **encoding):
     dataset.attrs = {} if run is None else {"simulation_run": run}
     dataset.to_netcdf(path, encoding={field.name: encoding, **{c: {} for c in dataset.coords}})
     return path
+
+
+def test_little_is_kept_of_each_of_many_files(tmp_path):
+    """Of forty years with a file a day every process would else hold a gigabyte of axes."""
+    coords = {"lat": np.linspace(90, -90, 721), "lon": np.arange(0, 360, 0.25)}
+    for i, day in enumerate(days("2001-01-01", 30)):
+        field = xr.DataArray(
+            np.ones((1, 721, 1440), np.float32), coords | {"time": [day]}, ("time", "lat", "lon"), "precip"
+        )
+        save(field.assign_attrs(units="mm"), tmp_path / f"{i:02d}.nc", zlib=True, complevel=1)
+    files = sorted(tmp_path.glob("*.nc"))
+    open_precipitation(files)  # what is kept once
+    tracemalloc.start()
+    try:
+        field = open_precipitation(files)
+        assert tracemalloc.get_traced_memory()[0] < 30 * (721 + 1440) * 8 and len(field.time) == 30
+    finally:
+        tracemalloc.stop()
 
 
 def global_mean(field):

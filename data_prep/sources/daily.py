@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,9 +83,10 @@ def open_daily(paths: Sequence[str | Path], quantity: Quantity, level_hpa: Seque
     """
     if isinstance(paths, (str, Path)) or not len(paths):
         raise SourceError(f"paths: {paths!r} for {quantity.name}; a list of at least one file is needed")
-    pieces = [decode(path, quantity, level_hpa) for path in paths]
-    for piece in pieces[1:]:
-        _refuse_other_grid(pieces[0], piece)
+    pieces: list[Piece] = []
+    for path in paths:
+        piece = decode(path, quantity, level_hpa)
+        pieces.append(_on_the_grid_of(pieces[0], piece) if pieces else piece)
     _refuse_mixed_steps(pieces)
     days, means, run = _by_day(pieces, quantity)
     _refuse_parts_of_days(pieces, means.file)
@@ -138,11 +139,14 @@ def _by_day(pieces: list[Piece], quantity: Quantity) -> tuple[np.ndarray, Days, 
     return days, Days(pieces, np.where(there, file[at], NO_SAMPLE), np.where(there, sample[at], NO_SAMPLE)), run
 
 
-def _refuse_other_grid(first: Piece, other: Piece) -> None:
+def _on_the_grid_of(first: Piece, other: Piece) -> Piece:
+    """The other, with the first one's axes: those of every day's file would take more room than all else."""
     for dim in ("latitude", "longitude"):
         a, b = getattr(first, dim).degrees, getattr(other, dim).degrees
         if a.shape != b.shape or np.abs(a - b).max() > DEGREES_TOLERANCE:
             raise SourceError(f"{other.path}: {dim}: differs from {first.path}; files of one grid are needed")
+    latitude, longitude = other.latitude.shared(first.latitude), other.longitude.shared(first.longitude)
+    return replace(other, latitude=latitude, longitude=longitude)
 
 
 def _refuse_mixed_steps(pieces: list[Piece]) -> None:

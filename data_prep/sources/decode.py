@@ -41,12 +41,18 @@ class Axis:
     degrees: np.ndarray
     where: slice | np.ndarray
 
+    def shared(self, other: Axis) -> Axis:
+        """The other, where it is the same."""
+        same = np.array_equal(self.degrees, other.degrees) and type(self.where) is type(other.where)
+        return other if same and np.array_equal(self.where, other.where) else self
+
 
 @dataclass(frozen=True)
 class Piece:
-    """One quantity of one file, still in the file.
+    """One quantity of one file, still in the file; small, as there may be one for each of forty years' days.
 
     Arguments:
+        variable: its name in the file.
         fields: as the file has it; what is missing in one is taken from the next.
         dims: canonical dimensions of what is read, time aside.
         time: of each sample, datetime64[ns] (sample,); empty for a static field.
@@ -60,7 +66,8 @@ class Piece:
 
     path: Path
     quantity: Quantity
-    fields: tuple[xr.DataArray, ...]
+    variable: str
+    fields: tuple[xr.Variable, ...]
     dims: tuple[str, ...]
     time: np.ndarray
     latitude: Axis
@@ -85,7 +92,7 @@ class Piece:
         refuse_too_little(self.path, self.quantity, self.units, values, (self.latitude.degrees, self.longitude.degrees))
         return values
 
-    def _values(self, field: xr.DataArray, start: int, stop: int) -> np.ndarray:
+    def _values(self, field: xr.Variable, start: int, stop: int) -> np.ndarray:
         if "time" in field.dims:
             field = field.isel(time=slice(start, stop))
         values = read_values(self.path, field)
@@ -152,8 +159,9 @@ def _piece(
     field = _shaped(path, field, (*levels, *HORIZONTAL))
     shape = (*(() if level_hpa is None else (len(level_hpa),)), len(latitude.degrees), len(longitude.degrees))
     run, dims = str(raw.attrs.get("simulation_run", "")), (*levels, *HORIZONTAL)
-    fields = _versions(path, field)
-    return Piece(path, quantity, fields, dims, time, latitude, longitude, tuple(level_hpa or ()), shape, units, run)
+    fields = tuple(version.variable for version in _versions(path, field))
+    name, level_hpa = str(field.name), tuple(level_hpa or ())
+    return Piece(path, quantity, name, fields, dims, time, latitude, longitude, level_hpa, shape, units, run)
 
 
 # Names and coordinates

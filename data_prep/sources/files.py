@@ -94,7 +94,7 @@ def open_raw(path: Path, quantity: Quantity) -> tuple[xr.Dataset, str]:
     return dataset, find_name(path, quantity.name, quantity.variables, dataset.variables)
 
 
-def read_values(path: Path, field: xr.DataArray) -> np.ndarray:
+def read_values(path: Path, field: xr.DataArray | xr.Variable) -> np.ndarray:
     """The values of a lazy field.
 
     Raises:
