@@ -128,7 +128,7 @@ def test_a_damaged_product_leaves_no_file(product, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.nc*"))
 
 
-def test_a_product_in_a_store_is_exported(bucket, product, tmp_path):  # noqa: F811
+def test_a_product_in_a_store_is_exported(bucket, product, tmp_path):
     fill(begin(f"{bucket}/export/a.zarr"), fields())
     for here, there in zip(
         export(product.path, tmp_path / "1"), export(f"{bucket}/export/a.zarr", tmp_path / "2"), strict=True

@@ -8,7 +8,7 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-from test_archive import assert_same_tree
+from archives import assert_same_tree
 from test_errors import folder, prepared, write_prep  # noqa: F401 - fixtures
 
 from data_prep import archive
@@ -73,7 +73,7 @@ def test_the_statistics_do_not_fit(tmp_path, planet, full, monkeypatch):
         ("shards", "shards", 60_000, "shards.partial/manifest.json"),
     ],
 )
-def test_shards_do_not_fit(folder, full, stage, result, n_bytes, file):  # noqa: F811
+def test_shards_do_not_fit(folder, full, stage, result, n_bytes, file):
     """A tar of them; the statistics or the manifest, where the tars are small. Then the disk is enlarged."""
     words = [stage, folder / "prep.yaml"]
     if not file.endswith(".tar"):

@@ -12,7 +12,7 @@ TWO_DATES = ("period.last_day=2003-05-01", "sampler.steps=2", "guidance.iteratio
 GIVEN = ("archive.zarr", "observations.zarr", "autoencoder/bundle", "score/bundle")
 
 
-def test_an_analysis_in_a_bucket_is_that_in_a_folder(chain, bucket, tmp_path, capsys):  # noqa: F811
+def test_an_analysis_in_a_bucket_is_that_in_a_folder(chain, bucket, tmp_path, capsys):
     """The same command with URLs; again it has nothing to do; the verification puts its pages on this machine."""
     store = fsspec.filesystem("s3")
     for name in GIVEN:

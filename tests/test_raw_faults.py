@@ -15,7 +15,7 @@ def of_a_fraction(share):
 
 
 @pytest.mark.parametrize("share", [1 / 1000, 1 / 24])
-def test_metres_and_totals_of_an_hour_that_are_called_millimetres_a_day(raw, refused, share):  # noqa: F811
+def test_metres_and_totals_of_an_hour_that_are_called_millimetres_a_day(raw, refused, share):
     path = spoil(raw, "precipitation", of_a_fraction(share))
     said = refused(prepare, "archive", raw.parent / "prep.yaml")
     assert f"{path}: precipitation: 0." in said and "if it is in 'mm'; at least 0.3 mm/day falls" in said
@@ -31,7 +31,7 @@ def without_level(dataset):
     return dataset
 
 
-def test_a_day_that_lacks_a_level_is_a_missing_day(raw, refused, capsys):  # noqa: F811
+def test_a_day_that_lacks_a_level_is_a_missing_day(raw, refused, capsys):
     """Listed, and missing on every level: `check` finds the archive sound, and no shard holds half a profile."""
     spoil(raw, "temperature", without_level)
     config = raw.parent / "prep.yaml"
@@ -49,7 +49,7 @@ def test_a_day_that_lacks_a_level_is_a_missing_day(raw, refused, capsys):  # noq
     assert len(days) == 1094 and "2002-04-11" not in days
 
 
-def test_a_hole_in_the_reanalysis(raw, refused):  # noqa: F811
+def test_a_hole_in_the_reanalysis(raw, refused):
     """One cell of one level; no regridding may fill it from its neighbours."""
 
     def change(dataset):
@@ -63,7 +63,7 @@ def test_a_hole_in_the_reanalysis(raw, refused):  # noqa: F811
     assert not (raw.parent / "archive").exists()
 
 
-def test_holes_in_rain_and_radiation_are_none_of_the_archive(raw):  # noqa: F811
+def test_holes_in_rain_and_radiation_are_none_of_the_archive(raw):
     """Gauges and swaths have them every day: what half of a cell was seen of is kept."""
 
     def change(dataset):
@@ -84,7 +84,7 @@ def westward(dataset):
     return dataset.sortby("longitude").sortby("latitude")
 
 
-def test_other_orders_of_the_axes_are_the_same_archive(raw):  # noqa: F811
+def test_other_orders_of_the_axes_are_the_same_archive(raw):
     config = str(raw.parent / "prep.yaml")
     assert prepare(["archive", config]) == 0
     for year in (2001, 2002, 2003):
@@ -115,7 +115,7 @@ def with_360_days(dataset):
         (with_360_days, "calendar '360_day'; allowed"),
     ],
 )
-def test_times_that_cannot_be(raw, refused, name, change, told):  # noqa: F811
+def test_times_that_cannot_be(raw, refused, name, change, told):
     path = spoil(raw, name, change)
     said = refused(prepare, "archive", raw.parent / "prep.yaml")
     assert str(path) in said and told in said
