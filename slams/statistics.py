@@ -61,7 +61,10 @@ class Statistics:
     def mean(self, time: np.ndarray) -> np.ndarray:
         """Climatological mean of T(x) at each valid time, (L, C, H, W) or (L, C, 1, 1)."""
         basis = day_features(time)[:, : len(self.harmonics)]
-        return np.tensordot(basis, self.harmonics, axes=1).astype(np.float32)
+        found = np.empty((len(time), *self.harmonics.shape[1:]), np.float32)
+        for channel, harmonics_KHW in enumerate(np.moveaxis(self.harmonics, 1, 0)):  # of all, float64 takes gigabytes
+            found[:, channel] = np.tensordot(basis, harmonics_KHW, axes=1)
+        return found
 
     def standardise(self, x_LCHW: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Physical units to dimensionless, NaN kept."""
