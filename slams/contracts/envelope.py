@@ -87,10 +87,9 @@ def _held(lock: Path, path: Path) -> IO[str] | None:
 
 def _sign(lock: IO[str]) -> None:
     os.register_at_fork(after_in_child=lock.close)  # else a child would hold it longer than this process
-    with suppress(OSError):
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} of {socket.gethostname()}")
-        lock.flush()
+    with suppress(OSError):  # by no buffer, which a full disk would refuse again on closing
+        os.truncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()} of {socket.gethostname()}".encode())
 
 
 @contextmanager
