@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import xarray as xr
@@ -217,7 +218,8 @@ def _touched(path: str | int, size: str | int, time_ns: str | int, *member: str 
     if member or not (file := Path(str(path))).is_file() or file.stat().st_size != size:
         return ""
     seconds, rest = divmod(int(time_ns), 10**9)
-    return f"; it is as long as it was, and if nothing but its time is new: touch -d @{seconds}.{rest:09d} {path}"
+    command = f"touch -d @{seconds}.{rest:09d} {quote(str(path))}"
+    return f"; it is as long as it was, and if nothing but its time is new: {command}"
 
 
 def days_of(field: xr.DataArray) -> np.ndarray:
